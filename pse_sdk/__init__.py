@@ -1,0 +1,13 @@
+"""Speech enhancement that learns its user, on the user's own device.
+
+    from pse_sdk import Enhancer
+
+    clean = Enhancer().enhance(noisy, sample_rate=48_000)
+    mine = Enhancer.personalize(["monday.wav", "kitchen.flac"])
+    mine.save("me.onnx")
+"""
+
+import os
+
+# onnxruntime reports to its vendor unless this is set before its first import; recordings and habits stay here.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

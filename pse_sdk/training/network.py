@@ -1,0 +1,142 @@
+"""The causal denoiser: one network, one forward, for training (N frames) and streaming (N = 1).
+
+    spectrum -> band energies, relative to a running level -> two GRU layers -> band gains for every bin
+                                                                             -> 3-tap complex filter for the lowest bins
+
+The running level is the debiased average power of the last seconds, so that a clip at -45 dBFS and the same clip at
+-10 dBFS give the same features and the same gains. The filter head follows the multi-frame idea of DeepFilterNet
+(Schroeter et al., ICASSP 2022, eq. 5) and is added to the gains, so that it starts as no filter at all.
+
+Nothing outside this file knows what is inside: callers use `build_network`, `NETWORKS`, `initial_state` and `forward`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import STFT
+from ..errors import SettingsError
+
+State = dict[str, Tensor]
+
+LEVEL_SECONDS = 2.0     # time constant of the running level
+LEVEL_FLOOR = 1e-9      # power of a frame's bin below which input counts as silence: about -120 dBFS
+FEATURE_FLOOR = 1e-5    # 50 dB below the running level: what lies deeper is not heard
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Widths of one size. `n_filter_bins` are the lowest bins that get a `n_taps`-frame complex filter."""
+
+    n_bands: int
+    hidden: int
+    n_filter_bins: int
+    n_layers: int = 2
+    n_taps: int = 3
+
+
+NETWORKS = {
+    "tiny": NetworkConfig(n_bands=64, hidden=44, n_filter_bins=20),
+    "small": NetworkConfig(n_bands=64, hidden=80, n_filter_bins=40),
+    "medium": NetworkConfig(n_bands=96, hidden=160, n_filter_bins=56),
+    "large": NetworkConfig(n_bands=96, hidden=288, n_filter_bins=64),
+}
+
+
+def build_network(size: str) -> "Denoiser":
+    """A new network of the named size, with random weights from torch's own generator."""
+    if size not in NETWORKS:
+        raise SettingsError(f"no network of size {size!r}; choose one of {', '.join(NETWORKS)}")
+    return Denoiser(NETWORKS[size])
+
+
+def band_matrix(n_bands: int, n_bins: int) -> Tensor:
+    """Triangular bands [n_bins, n_bands] that add up to one in every bin.
+
+    Centres lie at i + a i^2: one bin apart at the bottom, where harmonics can be told apart, and wider above.
+    """
+    i = torch.arange(n_bands, dtype=torch.float64)
+    centre = i + (n_bins - n_bands) / (n_bands - 1) ** 2 * i**2
+    left = torch.cat([centre[:1] - 1, centre[:-1]])
+    right = torch.cat([centre[1:], centre[-1:] + 1])
+    bins = torch.arange(n_bins, dtype=torch.float64)[:, None]
+    return torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(0, 1).float()
+
+
+class Denoiser(nn.Module):
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        bands = band_matrix(config.n_bands, STFT.n_bins)
+        self.register_buffer("band_mean", bands / bands.sum(0), persistent=False)
+        self.register_buffer("band_spread", bands.T.contiguous(), persistent=False)
+        self.layers = nn.ModuleList(
+            nn.GRU(config.n_bands if i == 0 else config.hidden, config.hidden, batch_first=True)
+            for i in range(config.n_layers)
+        )
+        self.gain_head = nn.Linear(config.hidden, config.n_bands)
+        self.filter_head = nn.Linear(config.hidden, config.n_taps * 2 * config.n_filter_bins)
+        with torch.no_grad():
+            self.gain_head.bias.fill_(1.0)
+            self.filter_head.weight.mul_(0.1)
+            self.filter_head.bias.zero_()
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def initial_state(self, batch: int = 1) -> State:
+        """Zeros for every state: {name: [batch, ...]}."""
+        config = self.config
+        like = next(self.parameters())
+        state = {f"gru_{i}": like.new_zeros(batch, config.hidden) for i in range(config.n_layers)}
+        state["past"] = like.new_zeros(batch, config.n_taps - 1, 2, config.n_filter_bins)
+        state["level"] = like.new_zeros(batch, 2)   # running sums: of weighted power, of the weights
+        return state
+
+    def forward(self, noisy: Tensor, state: State) -> tuple[Tensor, State]:
+        """Enhance spectra. `state` is left as it is; give the returned one to the next call.
+
+        Shape: `noisy` and the result are [B, N, 2, F] (real, imaginary); N = 1 when streaming.
+        """
+        config = self.config
+        power = noisy.square().sum(2)
+        level, next_level = self._running_level(power.mean(2), state["level"])
+        bands = (power @ self.band_mean) / (level + LEVEL_FLOOR).unsqueeze(2)
+        features = torch.log(bands + FEATURE_FLOOR) * 0.25 + 1.0
+
+        next_state: State = {"level": next_level}
+        hidden, total = features, None
+        for i, layer in enumerate(self.layers):
+            hidden, last = layer(hidden, state[f"gru_{i}"].unsqueeze(0))
+            next_state[f"gru_{i}"] = last.squeeze(0)
+            total = hidden if total is None else total + hidden
+
+        gains = torch.sigmoid(self.gain_head(total)) @ self.band_spread
+        enhanced = noisy * gains.unsqueeze(2)
+
+        batch, n_frames = noisy.shape[:2]
+        n_low = config.n_filter_bins
+        taps = self.filter_head(total).view(batch, n_frames, config.n_taps, 2, n_low)
+        history = torch.cat([state["past"], noisy[..., :n_low]], dim=1)
+        next_state["past"] = history[:, history.shape[1] - (config.n_taps - 1):]
+        correction = 0
+        for tap in range(config.n_taps):
+            past = history[:, tap:tap + n_frames]
+            a, b = taps[:, :, tap, 0], taps[:, :, tap, 1]
+            x, y = past[:, :, 0], past[:, :, 1]
+            correction = correction + torch.stack([a * x - b * y, a * y + b * x], dim=2)
+        low = enhanced[..., :n_low] + correction
+        return torch.cat([low, enhanced[..., n_low:]], dim=3), next_state
+
+    def _running_level(self, power: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Debiased exponential average of `power` [B, N] and its new state [B, 2]."""
+        n_frames = power.shape[1]
+        decay = 1.0 - STFT.hop_seconds / LEVEL_SECONDS
+        age = torch.arange(n_frames, device=power.device)
+        kernel = torch.where(age[:, None] >= age, decay ** (age[:, None] - age).clamp_min(0).to(power.dtype), 0.0)
+        fading = decay ** (age + 1).to(power.dtype)
+        inputs = torch.stack([power, torch.ones_like(power)], dim=2) * (1.0 - decay)     # [B, N, 2]
+        sums = kernel @ inputs + fading[:, None] * state.unsqueeze(1)
+        return sums[..., 0] / sums[..., 1], sums[:, -1]
