@@ -1,6 +1,6 @@
-"""Train a generalist from a folder of speech and noise. Can be killed at any moment and started again.
+"""Train a generalist or the SNR predictor from a folder of speech and noise. Can be killed and started again.
 
-    python -m pse_sdk.training.pretrain --data FOLDER --size tiny --steps 40000 --out build/tiny
+    python -m pse_sdk.training.pretrain --data FOLDER --what tiny --steps 40000 --out build/tiny
 
 leaves in --out: `checkpoint.pt` (to go on from), `weights.safetensors` (the averaged weights, what ships) and
 `log.jsonl` (a row every evaluation: step, hours of mixtures, hours of wall clock, loss, validation scores).
@@ -9,17 +9,21 @@ leaves in --out: `checkpoint.pt` (to go on from), `weights.safetensors` (the ave
 import argparse
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import SIZES
+from ..config import SIZES, STFT
 from .corpus import load_corpus
 from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram, waveform
 from .mixing import Batch, Mixer, MixingConfig
 from .network import Denoiser, build_network
+from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 
 AVERAGE_DECAY = 0.999
 SNR_WEIGHT = 0.1        # of the negative SNR in dB, beside the compressed spectrum
@@ -32,7 +36,7 @@ def learning_rate(step: int, n_steps: int, peak: float) -> float:
     return peak * warm_up * min(1.0, max(0.01, remaining))
 
 
-def batch_loss(network: Denoiser, batch: Batch) -> Tensor:
+def denoising_loss(network: Denoiser, batch: Batch) -> Tensor:
     noisy, target = spectrogram(batch.noisy), spectrogram(batch.target)
     estimate, _ = network(noisy, network.initial_state(len(noisy)))
     snr = negative_snr_db(estimate, target)
@@ -40,11 +44,11 @@ def batch_loss(network: Denoiser, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(network: Denoiser, batches: list[Batch]) -> dict[str, float]:
+def evaluate_denoising(network: Denoiser, batches: list[Batch]) -> dict[str, float]:
     """Loss and mean SNR gain in dB over validation mixtures."""
     losses, gains = [], []
     for batch in batches:
-        losses.append(batch_loss(network, batch).item())
+        losses.append(denoising_loss(network, batch).item())
         noisy = spectrogram(batch.noisy)
         estimate = waveform(network(noisy, network.initial_state(len(noisy)))[0])
         target, mixture = waveform(spectrogram(batch.target)), waveform(noisy)
@@ -58,6 +62,21 @@ def _si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
     return 10 * torch.log10(scaled.square().sum(1) / (estimate - scaled).square().sum(1).add(1e-8) + 1e-8)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is learnt: how to build the network, its loss, its scores, and the mixtures it learns from."""
+
+    build: Callable[[str], Any]
+    loss: Callable[[Any, Batch], Tensor]
+    evaluate: Callable[[Any, list[Batch]], dict[str, float]]
+    mixing: MixingConfig
+
+
+DENOISING = Task(build_network, denoising_loss, evaluate_denoising, MixingConfig())
+SNR_PREDICTION = Task(lambda _: SnrPredictor(), predictor_loss, evaluate_predictor,
+                      MixingConfig(length=320 * STFT.hop_length, noise_only_share=0.1))
+
+
 def save_weights(network: torch.nn.Module, path: Path) -> None:
     """The parameters as safetensors, written whole or not at all."""
     partial = path.with_suffix(".partial")
@@ -68,7 +87,7 @@ def save_weights(network: torch.nn.Module, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with a manifest.csv")
-    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--what", choices=[*SIZES, "snr_predictor"], required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="where decoded audio is kept")
@@ -84,12 +103,12 @@ def main() -> None:
     torch.set_flush_denormal(True)
     args.out.mkdir(parents=True, exist_ok=True)
     training, validation = load_corpus(args.data, args.cache)
-    mixing = MixingConfig()
-    mixer = Mixer(training, mixing, args.seed)
-    judge = Mixer(validation, MixingConfig(max_speed_change=0.0), seed=10_007)
+    task = DENOISING if args.what in SIZES else SNR_PREDICTION
+    mixer = Mixer(training, task.mixing, args.seed)
+    judge = Mixer(validation, replace(task.mixing, max_speed_change=0.0), seed=10_007)
     judged = [judge.batch(i, 32) for i in range(4)]
 
-    network = build_network(args.size)
+    network = task.build(args.what)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY))
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
@@ -101,13 +120,14 @@ def main() -> None:
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds = saved["step"], saved["seconds"]
-    print(f"{args.size}: {network.n_parameters} parameters, from step {step} to {args.steps}", flush=True)
+    n_parameters = sum(p.numel() for p in network.parameters())
+    print(f"{args.what}: {n_parameters} parameters, from step {step} to {args.steps}", flush=True)
 
     started, running = time.monotonic() - seconds, []
     while step < args.steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.peak_rate)
-        loss = batch_loss(network, mixer.batch(step, args.batch))
+        loss = task.loss(network, mixer.batch(step, args.batch))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -117,9 +137,9 @@ def main() -> None:
         step += 1
         if step % args.evaluate_every == 0 or step == args.steps:
             seconds = time.monotonic() - started
-            row = {"step": step, "hours": round(step * args.batch * mixing.length / 16_000 / 3600, 2),
+            row = {"step": step, "hours": round(step * args.batch * task.mixing.length / STFT.sample_rate / 3600, 2),
                    "wall_hours": round(seconds / 3600, 3), "training_loss": round(sum(running) / len(running), 4),
-                   **{k: round(v, 4) for k, v in evaluate(average.module, judged).items()}}
+                   **{k: round(v, 4) for k, v in task.evaluate(average.module, judged).items()}}
             running = []
             with (args.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")

@@ -1,0 +1,47 @@
+"""Turn pre-trained weights into the model files that ship: the generalists and the SNR predictor.
+
+    python export/models.py build/pretrain/tiny build/pretrain/small ... [--into pse_sdk/models]
+
+Each folder is what `python -m pse_sdk.training.pretrain` left; its name says what it holds.
+"""
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from pse_sdk.model_format import ModelInfo, write_whole
+from pse_sdk.training.network import build_network
+from pse_sdk.training.onnx_export import export_model
+from pse_sdk.training.pretrain import save_weights
+from pse_sdk.training.snr_network import SnrPredictor, export_predictor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--into", type=Path, default=Path(__file__).parent.parent / "pse_sdk" / "models")
+    args = parser.parse_args()
+    args.into.mkdir(parents=True, exist_ok=True)
+    for folder in args.folders:
+        what = folder.name
+        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        if what == "snr_predictor":
+            predictor = SnrPredictor()
+            predictor.load_state_dict(load_file(folder / "weights.safetensors"))
+            model = export_predictor(predictor, {k: last[k] for k in ("speech_accuracy", "snr_bias_db", "snr_error_db")})
+        else:
+            network = build_network(what)
+            network.load_state_dict(load_file(folder / "weights.safetensors"))
+            scores = {"hours_of_mixtures": last["hours"], "validation_si_sdr_improvement": last["si_sdr_improvement"]}
+            model = export_model(network, ModelInfo(what, 0, 0, 0, 0, 0, scores=scores,
+                                                    created=datetime.date.today().isoformat()))
+            save_weights(network, args.into / f"{what}.safetensors")
+        write_whole(args.into / f"{what}.onnx", model)
+        print(f"{args.into / what}.onnx: {len(model)} bytes, step {last['step']}, {last['hours']} hours of mixtures")
+
+
+if __name__ == "__main__":
+    main()

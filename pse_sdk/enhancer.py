@@ -1,0 +1,157 @@
+"""The front door: a denoiser that starts good for everybody and can be made better for one voice."""
+
+import os
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .audio import as_float32, check_sample_rate
+from .config import SIZES
+from .errors import ModelFileError, SettingsError
+from .model_format import ModelInfo, write_whole
+from .onnx_denoiser import OnnxDenoiser
+from .report import Report
+from .stream import EnhancementStream
+
+Source = str | os.PathLike[str] | tuple[np.ndarray, int]
+
+
+class Enhancer:
+    """A denoiser for speech, ready to run.
+
+    Args:
+        model: a model file, or nothing for a generalist that ships with the package.
+        size: which generalist: "tiny", "small", "medium" or "large". Only without `model`.
+
+    Raises:
+        ModelFileError: the file is missing, damaged or not a model of ours.
+        SettingsError: no generalist of that size.
+
+    Any number of threads may share an `Enhancer`; a stream belongs to one thread at a time.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, *, size: str | None = None) -> None:
+        if model is not None and size is not None:
+            raise SettingsError(f"got both a model file and size={size!r}; a model file has its size inside")
+        self._use(OnnxDenoiser(generalist(size or "small")) if model is None else OnnxDenoiser(model))
+
+    def _use(self, denoiser: OnnxDenoiser, report: Report | None = None) -> None:
+        self._denoiser = denoiser
+        self.report = report
+        """What personalization did; None for a model that came from a file."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model file says of itself."""
+        return self._denoiser.info
+
+    @property
+    def n_parameters(self) -> int:
+        return self.info.n_parameters
+
+    @property
+    def sample_rate(self) -> int:
+        """The model's own rate in Hz. `enhance` and `stream` take any."""
+        return self.info.sample_rate
+
+    @property
+    def delay_samples(self) -> int:
+        """By how much a stream at the model's own rate lags, in samples. `enhance` is aligned."""
+        return self.info.delay
+
+    def enhance(self, noisy: ArrayLike, sample_rate: int) -> np.ndarray:
+        """The speech in `noisy`, aligned with it.
+
+        Args:
+            noisy: samples in [-1, 1] (floats) or integers, at any rate. NaN and Inf count as silence.
+            sample_rate: of `noisy`, in Hz, 4,000 to 384,000.
+
+        Shape: `noisy` [T] or [T, channels], the result the same, float32.
+
+        Raises:
+            AudioError: not samples: another shape, another type.
+            SettingsError: a rate outside the range.
+        """
+        samples = as_float32(noisy)
+        channels = 1 if samples.ndim == 1 else samples.shape[1]
+        if not samples.size:
+            check_sample_rate(sample_rate)
+            return samples
+        with self.stream(sample_rate, channels) as stream:
+            joined = np.concatenate([stream.process(samples), stream.flush().reshape(-1, *samples.shape[1:])])
+            return joined[stream.delay_samples:]
+
+    def stream(self, sample_rate: int, channels: int = 1) -> EnhancementStream:
+        """A stream for live audio: chunks of any length in, enhanced samples out, `stream.delay_samples` later."""
+        return EnhancementStream(self._denoiser, sample_rate, channels)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model file, whole or not at all.
+
+        Raises:
+            ModelFileError: the target cannot be written; a file that was there is unchanged.
+        """
+        write_whole(path, self._denoiser.model)
+
+    @classmethod
+    def personalize(
+        cls,
+        recordings: Source | Sequence[Source],
+        *,
+        clean: Source | Sequence[Source] | None = None,
+        noise: Source | Sequence[Source] | None = None,
+        method: str = "auto",
+        size: str = "small",
+        budget_seconds: float = 180,
+        threads: int | None = None,
+        on_progress: "Callable[[Progress], object] | None" = None,
+        seed: int = 0,
+    ) -> "Enhancer":
+        """Train a specialist for the voice and the rooms in `recordings`, on this machine.
+
+        Training runs in a child process. The result is used only if it is better than the generalist of the same size on
+        parts of the recordings that it was not trained on; otherwise the returned `Enhancer` is that generalist, and
+        `report` says why.
+
+        Args:
+            recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of
+                speech is little, five are plenty.
+            clean: recordings of the same voice without noise, if there are any.
+            noise: files or folders with noises that should be removed, beside those that the package makes itself.
+            method: "auto", or one of `METHODS`.
+            size: "tiny", "small", "medium" or "large".
+            budget_seconds: for everything, from reading to the verdict; at least 20.
+            threads: of the training, by default one for each core, at most four.
+            on_progress: called a few times a second with a `Progress`; if it returns False, training is cancelled.
+            seed: same seed, recordings, threads and number of steps, same specialist.
+
+        Raises:
+            AudioError: a recording cannot be used. SettingsError: an argument is out of range.
+            MissingDependencyError: torch and onnx are not installed.
+            PersonalizationCancelled: `on_progress` returned False.
+            PersonalizationError: the training process failed.
+        """
+        from .job import run_job
+        model, report = run_job(recordings, clean=clean, noise=noise, method=method, size=size,
+                                budget_seconds=budget_seconds, threads=threads, on_progress=on_progress, seed=seed)
+        enhancer = cls.__new__(cls)
+        enhancer._use(OnnxDenoiser(model), report)
+        return enhancer
+
+
+def generalist(size: str) -> Path:
+    """The model file of the generalist that ships with the package.
+
+    Raises:
+        SettingsError: no such size. ModelFileError: the package came without it.
+    """
+    if size not in SIZES:
+        raise SettingsError(f"no model of size {size!r}; choose one of {', '.join(SIZES)}")
+    path = Path(str(files("pse_sdk"))) / "models" / f"{size}.onnx"
+    if not path.exists():
+        raise ModelFileError(f"this installation has no {size} generalist; choose another size, or train one "
+                             "(README, 'Train your own generalist')")
+    return path

@@ -1,0 +1,62 @@
+"""A model file in the runtime: one hop of samples in, one enhanced hop out, memory passed by the caller."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from .errors import ModelFileError
+from .model_format import ModelInfo, check_seal, digest_of, read_model
+
+State = dict[str, np.ndarray]
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """One thread that sleeps between hops, denormals as zero: steady cost, no spinning cores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    return options
+
+
+class OnnxDenoiser:
+    """One session of a model file. It keeps no memory between calls, so threads and streams may share it.
+
+    Args:
+        model: path of a model file, or its bytes.
+
+    Raises:
+        ModelFileError: damaged, foreign, or of a newer format.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | bytes) -> None:
+        name = "model" if isinstance(model, bytes) else str(Path(model))
+        self.model = check_seal(model) if isinstance(model, bytes) else read_model(model)
+        try:
+            self._session = onnxruntime.InferenceSession(self.model, session_options(),
+                                                         providers=["CPUExecutionProvider"])
+        except Exception as error:      # the runtime has a dozen classes for this and no common one
+            raise ModelFileError(f"{name}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
+        self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map)
+        states = [i for i in self._session.get_inputs() if i.name.startswith("state_")]
+        self._shapes = {i.name: tuple(i.shape) for i in states}
+        self._outputs = ["enhanced"] + [f"next_{name}" for name in self._shapes]
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.model)
+
+    def initial_state(self) -> State:
+        """Zeros for every state of the model file."""
+        return {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+
+    def step(self, samples: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        """Enhance one hop [1, hop_length]. `state` is left as it is; give the returned one to the next call."""
+        enhanced, *states = self._session.run(self._outputs, {"samples": samples, **state})
+        return enhanced, dict(zip(self._shapes, states, strict=True))

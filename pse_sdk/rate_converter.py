@@ -1,0 +1,68 @@
+"""Sample-rate conversion for live audio: a windowed sinc, 1.5 ms to each side, any block length, exact timing.
+
+soxr answers 48 kHz -> 16 kHz after 37 ms (it is for files); this answers after 1.5 ms, with aliases 70 dB down and a
+pass band that ends at 7 kHz instead of 7.8 kHz. Output sample k stands for input time (k * step + offset) / n_phases, in
+whole numbers, so that nothing drifts however long a stream runs.
+"""
+
+from math import ceil, gcd
+
+import numpy as np
+
+HALF_LENGTH = 24        # taps to each side, at the lower of the two rates
+KAISER_BETA = 6.8       # stop band about -70 dB
+CUTOFF = 0.92           # of the lower Nyquist frequency: flat to 0.83, -70 dB from 1.01
+
+
+class RateConverter:
+    """Converts [T, channels] chunk by chunk.
+
+    Args:
+        from_rate, to_rate: in Hz.
+        offset: input time of output sample 0, in input samples times `n_phases`; negative times read zeros.
+    """
+
+    def __init__(self, from_rate: int, to_rate: int, channels: int, offset: int = 0) -> None:
+        common = gcd(from_rate, to_rate)
+        self.n_phases, self.step, self.offset = to_rate // common, from_rate // common, offset
+        self._channels = channels
+        slower = min(1.0, to_rate / from_rate)
+        self.half_length = ceil(HALF_LENGTH / slower)
+        time = (np.arange(-self.half_length + 1, self.half_length + 1)[None, :]
+                - np.arange(self.n_phases)[:, None] / self.n_phases)
+        cutoff = CUTOFF * slower
+        window = np.i0(KAISER_BETA * np.sqrt(np.clip(1 - (time / self.half_length) ** 2, 0, 1))) / np.i0(KAISER_BETA)
+        taps = cutoff * np.sinc(cutoff * time) * window
+        self._taps = (taps / taps.sum(1, keepdims=True)).astype(np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next sample is the first."""
+        # zeros stand for the time before the first sample, as far back as the first output looks
+        before = self.half_length - min(0, self.offset // self.n_phases)
+        self._buffer = np.zeros((before, self._channels), np.float32)
+        self._start = -before       # input time of the buffer's first sample
+        self._next = 0              # index of the next output sample
+
+    @property
+    def lookahead(self) -> int:
+        """Input samples that must have come after the one that an output sample stands for."""
+        return self.half_length
+
+    def process(self, chunk: np.ndarray) -> np.ndarray:
+        """Shape: `chunk` [T, channels], result [as many samples as are ready, channels]."""
+        self._buffer = np.concatenate([self._buffer, chunk])
+        end = self._start + len(self._buffer)
+        # output k needs input up to floor(position / n_phases) + half_length
+        limit = (end - self.half_length) * self.n_phases - self.offset     # positions below it are ready
+        count = max(0, -(-limit // self.step) - self._next)
+        position = (self._next + np.arange(count)) * self.step + self.offset
+        first = position // self.n_phases - self._start - self.half_length + 1
+        windows = np.lib.stride_tricks.sliding_window_view(self._buffer, 2 * self.half_length, axis=0)
+        out = np.einsum("nct,nt->nc", windows[first], self._taps[position % self.n_phases]) if count else \
+            np.zeros((0, self._channels), np.float32)
+        self._next += count
+        keep = (self._next * self.step + self.offset) // self.n_phases - self.half_length + 1
+        if keep > self._start:
+            self._buffer, self._start = self._buffer[keep - self._start:].copy(), keep
+        return out.astype(np.float32, copy=False)

@@ -1,0 +1,69 @@
+"""What personalization did, in numbers and in words."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+Status = str
+ACCEPTED, KEPT, INSUFFICIENT_DATA = "accepted", "kept", "insufficient_data"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test of the guard: what was measured, against what, on held-out parts of the recordings."""
+
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on a personalization and the figures behind it. It holds no audio and no file names."""
+
+    status: Status
+    """`accepted`: the specialist is in use. `kept`: the start model stays. `insufficient_data`: nothing was trained."""
+    summary: str
+    """The verdict in one or two sentences."""
+    method: str = ""
+    size: str = ""
+    seconds_recorded: float = 0.0
+    seconds_of_speech: float = 0.0
+    seconds_of_noise: float = 0.0
+    """Harvested from the user's own pauses."""
+    snr_db: float = float("nan")
+    """Median SNR of the recordings' speech as the predictor hears it."""
+    n_steps: int = 0
+    seconds_spent: float = 0.0
+    seconds_training: float = 0.0
+    gain_db: float = 0.0
+    """Mean SI-SDR gain over the start model on held-out mixtures of the user's own recordings."""
+    mix: float = 0.0
+    """How far the weights went from the start (0) to the trained specialist (1)."""
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    """What the user could do next."""
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> bool:
+        return self.status == ACCEPTED
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        values = json.loads(text)
+        values["checks"] = tuple(Check(**check) for check in values["checks"])
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        lines += [f"  {'pass' if c.passed else 'FAIL'}  {c.meaning}: {c.value:.2f} (limit {c.limit:.2f})"
+                  for c in self.checks]
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  next: {advice}" for advice in self.advice]
+        return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""From recordings to stretches that are learnt from, stretches that only judge, and the noise of the pauses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import STFT
+from .purification import FrameAnalysis
+
+PARTS = ("training", "validation", "guard")
+SHARES = (0.7, 0.15, 0.15)
+GAP_FRAMES = 31                 # half a second between parts, so that no sound is in two of them
+SHORTEST_SPLIT_SECONDS = 20.0   # shorter recordings go whole into one part
+PAUSE_PROBABILITY = 0.15        # below it a frame is a pause
+PAUSE_COLLAR = 4                # frames next to speech that are not harvested
+SHORTEST_PAUSE = 15             # frames, 0.24 s
+FADE = STFT.hop_length
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A piece of a recording with what is known of its frames. `samples` has `hop_length` samples a frame."""
+
+    samples: np.ndarray
+    frames: FrameAnalysis
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.frames.speech)
+
+    @property
+    def seconds_of_speech(self) -> float:
+        return float((self.frames.speech > 0.5).sum()) * STFT.hop_seconds
+
+    @property
+    def snr_db(self) -> float:
+        """Of the speech frames together, from the shares of energy; NaN without any."""
+        speech = self.frames.speech > 0.5
+        if not speech.any():
+            return float("nan")
+        power = np.square(self.samples).reshape(-1, STFT.hop_length).sum(1)[speech]
+        share = float((power * self.frames.share[speech]).sum() / (power.sum() + 1e-20))
+        return float(10 * np.log10((share + 1e-6) / (1 - share + 1e-6)))
+
+
+def split(recordings: Sequence[Stretch]) -> dict[str, list[Stretch]]:
+    """Training, validation and guard parts: 70, 15 and 15 % of every long recording, short ones whole, in turn.
+
+    No sample is in two parts, and half a second lies between neighbours.
+    """
+    parts: dict[str, list[Stretch]] = {name: [] for name in PARTS}
+    filled = dict.fromkeys(PARTS, 0)
+    for i, recording in enumerate(recordings):
+        if recording.n_frames * STFT.hop_seconds < SHORTEST_SPLIT_SECONDS:
+            total = sum(filled.values()) + recording.n_frames
+            name = max(PARTS, key=lambda part: SHARES[PARTS.index(part)] * total - filled[part])
+            parts[name].append(recording)
+            filled[name] += recording.n_frames
+            continue
+        # the judged parts lie at the end of one recording, at the start of the next
+        order = PARTS if i % 2 == 0 else (PARTS[2], PARTS[1], PARTS[0])
+        start = 0
+        for name in order:
+            stop = min(start + int(SHARES[PARTS.index(name)] * recording.n_frames), recording.n_frames)
+            part = cut(recording, start, stop)
+            parts[name].append(part)
+            filled[name] += part.n_frames
+            start = stop + GAP_FRAMES
+    return parts
+
+
+def cut(stretch: Stretch, start: int, stop: int) -> Stretch:
+    """The frames from `start` to `stop`."""
+    hop = STFT.hop_length
+    return Stretch(stretch.samples[start * hop:stop * hop], stretch.frames.part(start, stop))
+
+
+def harvest_pauses(stretches: Sequence[Stretch]) -> list[np.ndarray]:
+    """The noise [T] of each stretch: its pauses, joined with short cross-fades. Stretches without pauses give none."""
+    found = []
+    for stretch in stretches:
+        quiet = stretch.frames.speech < PAUSE_PROBABILITY
+        # a pause starts and ends a collar away from speech
+        kernel = np.ones(2 * PAUSE_COLLAR + 1)
+        near_speech = np.convolve(~quiet, kernel, mode="same")[:len(quiet)] > 0.5
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], (~near_speech).astype(int), [0]])))
+        pieces = [stretch.samples[a * STFT.hop_length:b * STFT.hop_length]
+                  for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a >= SHORTEST_PAUSE]
+        if pieces and max(float(np.abs(piece).max()) for piece in pieces) > 1e-5:
+            found.append(cross_fade(pieces))
+    return found
+
+
+def cross_fade(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Pieces [T_i] joined so that each fades into the next over 16 ms, at equal power."""
+    ramp = np.sin(np.linspace(0, np.pi / 2, FADE)).astype(np.float32)
+    joined = [np.array(pieces[0], np.float32)]
+    for piece in pieces[1:]:
+        head = joined[-1][-FADE:] * ramp[::-1] + piece[:FADE] * ramp
+        joined[-1] = joined[-1][:-FADE]
+        joined += [head, np.array(piece[FADE:], np.float32)]
+        joined = [np.concatenate(joined)]
+    return joined[0]
