@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import soundfile
+import soundfile  # type: ignore[import-untyped]
 
 from pse_sdk.config import STFT
 from pse_sdk.errors import SettingsError
@@ -111,7 +111,7 @@ def values(statistics: list[BandStatistics], name: str) -> np.ndarray:
 
 def quantiles(numbers: np.ndarray, weights: np.ndarray, ranks: np.ndarray = RANKS) -> np.ndarray:
     order = np.argsort(numbers)
-    return np.interp(ranks, np.cumsum(weights[order]) - weights[order] / 2, numbers[order])
+    return np.asarray(np.interp(ranks, np.cumsum(weights[order]) - weights[order] / 2, numbers[order]))
 
 
 def rms(differences: np.ndarray) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 
 from .config import STFT
 from .errors import SettingsError
+from .stft import WINDOW
 
 RMS = 0.1
 MAX_SECONDS = 3600.0
@@ -31,8 +32,10 @@ _BAND_CENTRES = (BAND_EDGES[:-1] + BAND_EDGES[1:] - 1) / 2
 # Levels between two band centres lie on a line: levels [.., bands] @ _TO_BINS is [.., F].
 _TO_BINS = np.stack([np.interp(np.arange(STFT.n_bins), _BAND_CENTRES, row) for row in np.eye(N_BANDS)])
 _TO_BINS = _TO_BINS.astype(np.float32)
-_WINDOW = np.sqrt(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(STFT.n_fft) / STFT.n_fft)).astype(np.float32)
 _FRAMES_PER_SECOND = STFT.sample_rate // STFT.hop_length
+# Resonances of an adult's throat: lowest and highest frequency, width, strength.
+# The ranges of the first three after Peterson and Barney, JASA 1952, table II.
+_FORMANTS = ((280, 800, 90, 1.0), (800, 2300, 130, 0.6), (2200, 3200, 200, 0.35), (3300, 4200, 300, 0.25))
 _FLOOR_DB = 40.0          # a band this far below its own mean is silent; digital silence would swing without end
 _TABLE_LENGTH = 4096      # samples in one period of a wave table
 
@@ -54,7 +57,7 @@ def foreign_noise(seconds: float, rng: np.random.Generator, kind: str | None = N
     """
     n_samples = round(seconds * STFT.sample_rate) if 0 < seconds <= MAX_SECONDS else 0
     if n_samples == 0:
-        raise SettingsError(f"expected more than 0 and at most {MAX_SECONDS:.0f} seconds of noise, got {seconds}")
+        raise SettingsError(f"expected a sample or more and at most {MAX_SECONDS:.0f} seconds of noise, got {seconds}")
     if kind is None:
         kind = str(rng.choice(NOISE_KINDS, p=[share for share, _ in _KINDS.values()]))
     if kind not in _KINDS:
@@ -96,7 +99,7 @@ def band_statistics(samples: np.ndarray) -> BandStatistics:
     n_seconds = len(power) // _FRAMES_PER_SECOND
     mean_power = power.mean(0)
     if n_seconds < 2 or mean_power.max() < 1e-9:
-        raise SettingsError(f"expected at least 2 s of sound, got {len(samples) / STFT.sample_rate:.2f} s")
+        raise SettingsError(f"expected 2 s of sound or more, got {len(samples) / STFT.sample_rate:.2f} s, or all silent")
     floor = np.maximum(mean_power * 10 ** (-_FLOOR_DB / 10), 1e-12)
     density = mean_power @ np.diff(BAND_EDGES) / (STFT.n_bins - 1)
 
@@ -135,12 +138,14 @@ class NoiseStatistics:
 
     @classmethod
     def read(cls, path: Path) -> "NoiseStatistics":
-        return cls(**{name: np.array(value) for name, value in json.loads(path.read_text("utf-8")).items()})
+        numbers = json.loads(path.read_text("utf-8"))
+        residual_db = float(numbers.pop("residual_db"))
+        return cls(residual_db=residual_db, **{name: np.array(value) for name, value in numbers.items()})
 
     def draw_spectrum(self, rng: np.random.Generator) -> np.ndarray:
         """A long-term spectrum [bands] in dB."""
         weights = rng.standard_normal(len(self.components_db)).clip(-2.5, 2.5)
-        return self.mean_db + weights @ self.components_db + self.residual_db * rng.standard_normal(N_BANDS)
+        return np.asarray(self.mean_db + weights @ self.components_db + rng.normal(0, self.residual_db, N_BANDS))
 
 
 STATISTICS = NoiseStatistics.read(Path(__file__).with_name("noise_statistics.json"))
@@ -211,7 +216,7 @@ def _rain(n: int, rng: np.random.Generator) -> np.ndarray:
     drops[rng.integers(n, size=n_drops)] = rng.choice([-1, 1], n_drops) * np.exp(rng.normal(0, 1, n_drops))
     # No drop is a single sample: each rings for about a millisecond.
     drops = np.convolve(drops, _hiss(64, rng) * np.exp(-np.arange(64, dtype=np.float32) / rng.uniform(3, 25)), "same")
-    return _over_floor(_shape(drops, rng, _movement(n, rng, ranks=(0.0, 0.6))), rng, above_db=(-5, 20))
+    return _over_floor(_shape(drops, rng, _movement(n, rng, ranks=(0.0, 0.6))), rng, above_db=(0, 25))
 
 
 def _tones(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -260,18 +265,17 @@ def _shape(samples: np.ndarray, rng: np.random.Generator, movement_db: np.ndarra
 
 def _movement(n: int, rng: np.random.Generator, ranks: tuple[float, float]) -> np.ndarray:
     """Level swings [N, bands] in dB as real noises have them, between two ranks of liveliness."""
-    slow_seconds, fast_seconds = _log_uniform(rng, 1, 6), _log_uniform(rng, 0.03, 0.3)
+    slow_seconds, fast_seconds = _log_uniform(rng, 1, 6), _log_uniform(rng, 0.016, 0.3)
+    # Neighbouring bands move together: ten tracks, spread over the bands.
+    spread = np.stack([np.interp(np.linspace(0, 9, N_BANDS), np.arange(10), row) for row in np.eye(10)])
+    spread = (spread / np.sqrt(np.square(spread).sum(0))).astype(np.float32)
     movement = np.zeros((_n_frames(n), N_BANDS), np.float32)
     for seconds, shared_db, own_db in (
         (slow_seconds, _at_rank(STATISTICS.slow_shared_db, ranks, rng), _at_rank(STATISTICS.slow_own_db, ranks, rng)),
         (fast_seconds, _at_rank(STATISTICS.fast_shared_db, ranks, rng), _at_rank(STATISTICS.fast_own_db, ranks, rng)),
     ):
         movement += shared_db * _wander(n, seconds, rng)[:, None]
-        # Neighbouring bands move together: six tracks, spread over the bands.
-        tracks = np.stack([_wander(n, seconds, rng) for _ in range(6)], axis=1)
-        places = np.linspace(0, 5, N_BANDS)
-        spread = np.stack([np.interp(places, np.arange(6), row) for row in np.eye(6)]).astype(np.float32)
-        movement += own_db * tracks @ (spread / np.sqrt(np.square(spread).sum(0)))
+        movement += own_db * np.stack([_wander(n, seconds, rng) for _ in spread], axis=1) @ spread
     return movement
 
 
@@ -295,7 +299,7 @@ def _in_a_room(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     tail = _hiss(len(seconds), rng) * np.exp(-6.9 * seconds / rng.uniform(0.15, 1.2)).astype(np.float32)
     tail *= 10 ** (rng.uniform(-15, 3) / 20) / np.sqrt(np.square(tail).sum())
     dark = 1 / (1 + np.linspace(0, 8, n_fft // 2 + 1, dtype=np.float32) / rng.uniform(1, 8))
-    colour_db = 0.5 * (STATISTICS.draw_spectrum(rng) - STATISTICS.mean_db)
+    colour_db = 0.7 * (STATISTICS.draw_spectrum(rng) - STATISTICS.mean_db)
     colour = np.interp(np.linspace(0, STFT.n_bins - 1, len(dark)), _BAND_CENTRES, 10 ** (colour_db / 20))
     response = (1 + np.fft.rfft(tail, n_fft) * dark) * colour.astype(np.float32)
     return np.fft.irfft(np.fft.rfft(samples, n_fft) * response, n_fft)[:len(samples)].astype(np.float32)
@@ -304,7 +308,7 @@ def _in_a_room(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _voice(n: int, rng: np.random.Generator) -> np.ndarray:
     """Somebody talks no language: syllables of a consonant and a vowel, with melody and pauses.
 
-    Pulses and hiss pass three resonances that move from vowel to vowel. Formants after Peterson and Barney, JASA 1952.
+    Pulses and hiss pass resonances that move from vowel to vowel.
     """
     seconds = n / STFT.sample_rate
     pace = rng.uniform(0.12, 0.22)                          # mean seconds of a syllable
@@ -323,14 +327,14 @@ def _voice(n: int, rng: np.random.Generator) -> np.ndarray:
     size = rng.uniform(0.9, 1.25)                                    # short throats sound higher
     pitch_hz = 70 * size**3 * rng.uniform(1.0, 1.8)
     melody = pitch_hz * np.exp2(np.interp(time, middles, rng.normal(0, 0.2, n_syllables)))
-    tilt = np.arange(1, int(min(60, 5000 / pitch_hz)) + 1) ** -rng.uniform(0.6, 1.1)
+    tilt = np.arange(1, int(min(60, 6000 / pitch_hz)) + 1) ** -rng.uniform(0.6, 1.1)
     pulses = _periodic(_wave_table(tilt, None), _to_samples(melody, n))
     voiced = _to_samples(1 - hissing, n)
     excitation = voiced * pulses + (0.03 + 0.25 * (1 - voiced)) * _hiss(n, rng)
 
     hz = np.arange(STFT.n_bins, dtype=np.float32) * np.float32(_HZ_PER_BIN)
     gain = np.full((len(time), STFT.n_bins), 0.01, np.float32)
-    for low_hz, high_hz, width_hz, strength in ((280, 800, 90, 1.0), (800, 2300, 130, 0.6), (2200, 3200, 200, 0.35)):
+    for low_hz, high_hz, width_hz, strength in _FORMANTS:
         formant_hz = np.interp(time, middles, size * rng.uniform(low_hz, high_hz, n_syllables)).astype(np.float32)
         gain += strength / (1 + np.square((hz - formant_hz[:, None]) * np.float32(1 / width_hz)))
     hiss_hz = rng.uniform(1500, 7000, n_syllables)[syllable].astype(np.float32)
@@ -348,7 +352,7 @@ def _struck(rng: np.random.Generator, centre_hz: float, ring_seconds: float) -> 
     levels = rng.uniform(0.1, 1, n_modes)
     modes = levels * np.sin(2 * np.pi * seconds[:, None] * modes_hz) * np.exp(-seconds[:, None] / rings)
     burst = _hiss(len(seconds), rng) * np.exp(-seconds / (0.3 * ring_seconds))
-    return (modes.sum(1) + rng.uniform(0.1, 1) * burst).astype(np.float32)
+    return np.asarray(modes.sum(1) + rng.uniform(0.1, 1) * burst, np.float32)
 
 
 def _note(rng: np.random.Generator, pitch_hz: float, duration: float, glide: float, timbre: np.ndarray) -> np.ndarray:
@@ -358,7 +362,7 @@ def _note(rng: np.random.Generator, pitch_hz: float, duration: float, glide: flo
     waves = _periodic(_wave_table(harmonics, rng), pitch_hz * np.exp2(rng.normal(0, 1) * glide * place))
     decay = np.exp(-place * rng.choice([0.0, 2.0, 5.0]))
     edges = np.clip(np.minimum(place, 1 - place) * duration / 0.005, 0, 1)     # 5 ms to rise and to fall
-    return (waves * decay * edges).astype(np.float32)
+    return np.asarray(waves * decay * edges, np.float32)
 
 
 def _scatter(n: int, sounds: list[np.ndarray], per_second: float, rng: np.random.Generator,
@@ -389,7 +393,7 @@ def _wander(n: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
     place = np.arange(_n_frames(n)) * (STFT.hop_seconds / seconds) + rng.random()
     # On a line between two independent draws the variance is 2/3 of theirs, on the mean.
     turns = rng.normal(0, np.sqrt(1.5), int(place[-1]) + 2)
-    return np.interp(place, np.arange(len(turns)), turns).astype(np.float32)
+    return np.asarray(np.interp(place, np.arange(len(turns)), turns), np.float32)
 
 
 def _wave_table(levels: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
@@ -410,7 +414,7 @@ def _periodic(table: np.ndarray, frequency_hz: np.ndarray) -> np.ndarray:
 def _to_samples(track: np.ndarray, n: int) -> np.ndarray:
     """From a value a frame [N] to a value a sample [T]."""
     places = np.arange(n, dtype=np.float32) / STFT.hop_length
-    return np.interp(places, np.arange(len(track)), track).astype(np.float32)
+    return np.asarray(np.interp(places, np.arange(len(track)), track), np.float32)
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -422,7 +426,7 @@ def _rms(samples: np.ndarray) -> float:
 
 
 def _db(power: np.ndarray) -> np.ndarray:
-    return 10 * np.log10(power)
+    return np.asarray(10 * np.log10(power))
 
 
 def _round_length(n: int) -> int:
@@ -440,12 +444,12 @@ def _stft(samples: np.ndarray) -> np.ndarray:
     hop = STFT.hop_length
     padded = np.pad(samples, (hop, (_n_frames(len(samples)) * hop - len(samples))))
     frames = np.lib.stride_tricks.sliding_window_view(padded, STFT.n_fft)[::hop]
-    return np.fft.rfft(frames * _WINDOW).astype(np.complex64)
+    return np.fft.rfft(frames * WINDOW).astype(np.complex64)
 
 
 def _istft(spectrum: np.ndarray, n: int) -> np.ndarray:
     hop = STFT.hop_length
-    frames = np.fft.irfft(spectrum).astype(np.float32) * _WINDOW
+    frames = np.fft.irfft(spectrum).astype(np.float32) * WINDOW
     samples = np.zeros((len(frames) + 1, hop), np.float32)
     samples[:-1] = frames[:, :hop]
     samples[1:] += frames[:, hop:]
