@@ -11,3 +11,11 @@ import os
 
 # onnxruntime reports to its vendor unless this is set before its first import; recordings and habits stay here.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+from .enhancer import Enhancer  # noqa: E402
+from .errors import PseError  # noqa: E402
+from .job import METHODS, Progress  # noqa: E402
+from .report import Report  # noqa: E402
+
+__all__ = ["METHODS", "Enhancer", "Progress", "PseError", "Report"]
+__version__ = "0.1.0"

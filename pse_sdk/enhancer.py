@@ -6,18 +6,18 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import soundfile  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
 from .audio import as_float32, check_sample_rate
 from .config import SIZES
-from .errors import ModelFileError, SettingsError
+from .errors import AudioError, ModelFileError, SettingsError
+from .job import Progress, run_job
 from .model_format import ModelInfo, write_whole
 from .onnx_denoiser import OnnxDenoiser
+from .recordings import AudioReader, Source
 from .report import Report
 from .stream import EnhancementStream
-
-Source = str | os.PathLike[str] | tuple[np.ndarray, int]
-
 
 class Enhancer:
     """A denoiser for speech, ready to run.
@@ -47,6 +47,11 @@ class Enhancer:
     def info(self) -> ModelInfo:
         """What the model file says of itself."""
         return self._denoiser.info
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the model, wherever its file lies."""
+        return self._denoiser.digest
 
     @property
     def n_parameters(self) -> int:
@@ -84,6 +89,36 @@ class Enhancer:
             joined = np.concatenate([stream.process(samples), stream.flush().reshape(-1, *samples.shape[1:])])
             return joined[stream.delay_samples:]
 
+    def enhance_file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> float:
+        """Enhance a recording of any length into a 16-bit WAV of the same rate, channels and length, in constant memory.
+
+        Returns the seconds enhanced. The target appears whole or not at all.
+
+        Raises:
+            AudioError: the source cannot be read, or the target cannot be written.
+        """
+        target = Path(target)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        written = 0
+        with AudioReader(source) as reader:
+            try:
+                with (soundfile.SoundFile(partial, "w", reader.sample_rate, reader.n_channels, "PCM_16", format="WAV")
+                      as file, self.stream(reader.sample_rate, reader.n_channels) as stream):
+                    skip = stream.delay_samples
+                    for block in reader.blocks():
+                        enhanced = stream.process(block)
+                        file.write(enhanced[skip:])
+                        written, skip = written + max(0, len(enhanced) - skip), max(0, skip - len(enhanced))
+                    enhanced = stream.flush()
+                    file.write(enhanced[skip:])
+                    written += max(0, len(enhanced) - skip)
+                partial.replace(target)
+            except (OSError, soundfile.LibsndfileError) as error:
+                raise AudioError(f"{target}: cannot be written ({error}); choose a writable folder") from error
+            finally:
+                partial.unlink(missing_ok=True)
+            return written / reader.sample_rate
+
     def stream(self, sample_rate: int, channels: int = 1) -> EnhancementStream:
         """A stream for live audio: chunks of any length in, enhanced samples out, `stream.delay_samples` later."""
         return EnhancementStream(self._denoiser, sample_rate, channels)
@@ -101,13 +136,13 @@ class Enhancer:
         cls,
         recordings: Source | Sequence[Source],
         *,
-        clean: Source | Sequence[Source] | None = None,
         noise: Source | Sequence[Source] | None = None,
         method: str = "auto",
         size: str = "small",
         budget_seconds: float = 180,
         threads: int | None = None,
-        on_progress: "Callable[[Progress], object] | None" = None,
+        steps: int | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
         seed: int = 0,
     ) -> "Enhancer":
         """Train a specialist for the voice and the rooms in `recordings`, on this machine.
@@ -119,12 +154,12 @@ class Enhancer:
         Args:
             recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of
                 speech is little, five are plenty.
-            clean: recordings of the same voice without noise, if there are any.
             noise: files or folders with noises that should be removed, beside those that the package makes itself.
             method: "auto", or one of `METHODS`.
             size: "tiny", "small", "medium" or "large".
             budget_seconds: for everything, from reading to the verdict; at least 20.
             threads: of the training, by default one for each core, at most four.
+            steps: number of training steps instead of as many as the budget allows, to repeat an earlier run.
             on_progress: called a few times a second with a `Progress`; if it returns False, training is cancelled.
             seed: same seed, recordings, threads and number of steps, same specialist.
 
@@ -134,11 +169,10 @@ class Enhancer:
             PersonalizationCancelled: `on_progress` returned False.
             PersonalizationError: the training process failed.
         """
-        from .job import run_job
-        model, report = run_job(recordings, clean=clean, noise=noise, method=method, size=size,
-                                budget_seconds=budget_seconds, threads=threads, on_progress=on_progress, seed=seed)
-        enhancer = cls.__new__(cls)
-        enhancer._use(OnnxDenoiser(model), report)
+        model, report = run_job(recordings, noise=noise, method=method, size=size, budget_seconds=budget_seconds,
+                                threads=threads, steps=steps, on_progress=on_progress, seed=seed)
+        enhancer = cls(size=size)
+        enhancer._use(enhancer._denoiser if model is None else OnnxDenoiser(model), report)
         return enhancer
 
 

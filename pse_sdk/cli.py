@@ -1,0 +1,230 @@
+"""`pse`: the package from a shell. Results go to standard output, progress and errors to standard error."""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import METHODS, Enhancer, Progress, PseError, __version__
+from .config import SIZES
+from .errors import AudioError, ModelFileError, SettingsError
+from .recordings import audio_files
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit codes: 0, 2 for anything the user can mend (said in one line), 130 after Ctrl-C."""
+    args = _parser().parse_args(arguments)
+    try:
+        return int(args.run(args) or 0)
+    except PseError as error:
+        print(json.dumps({"error": str(error)}) if args.json else f"pse: {error}",
+              file=sys.stdout if args.json else sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pse: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pse", description="Speech enhancement that learns its user, on this device.")
+    parser.add_argument("--version", action="version", version=f"pse_sdk {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print the result for programs")
+        sub.set_defaults(run=run)
+        return sub
+
+    def model(sub: argparse.ArgumentParser) -> None:
+        group = sub.add_mutually_exclusive_group()
+        group.add_argument("--model", type=Path, help="a model file; without it a generalist runs")
+        group.add_argument("--size", choices=SIZES, help="which generalist")
+
+    sub = command("personalize", _personalize, "Train a specialist from your own recordings.")
+    sub.add_argument("recordings", nargs="+", help="audio files or folders, noisy as they are")
+    sub.add_argument("--out", type=Path, default=Path("personal.onnx"), help="the model file to write (%(default)s)")
+    sub.add_argument("--size", choices=SIZES, default="small")
+    sub.add_argument("--method", choices=METHODS, default="auto")
+    sub.add_argument("--budget", type=float, default=180, metavar="SECONDS", help="for everything (%(default)s)")
+    sub.add_argument("--threads", type=int, help="of the training; default: one for each core, at most four")
+    sub.add_argument("--noise", nargs="+", help="files or folders with noises to remove, beside those made here")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("enhance", _enhance, "Enhance files and folders into WAV files.")
+    sub.add_argument("inputs", nargs="+", help="audio files or folders")
+    sub.add_argument("--out", type=Path, help="a folder, or a .wav for one file; default: NAME.enhanced.wav beside it")
+    model(sub)
+
+    sub = command("listen", _listen, "Hear the microphone enhanced, live. Space toggles before and after, q ends.")
+    model(sub)
+    sub.add_argument("--input", help="microphone: number or part of its name")
+    sub.add_argument("--output", help="speaker: number or part of its name")
+    sub.add_argument("--rate", type=int, help="sample rate in Hz; default: the device's")
+    sub.add_argument("--seconds", type=float, help="stop after this long")
+    sub.add_argument("--record", type=Path, metavar="FOLDER", help="keep microphone.wav and enhanced.wav there")
+
+    sub = command("record", _record, "Record the microphone into a WAV file. Ctrl-C ends.")
+    sub.add_argument("file", type=Path)
+    sub.add_argument("--input", help="microphone: number or part of its name")
+    sub.add_argument("--rate", type=int, help="sample rate in Hz; default: the device's")
+    sub.add_argument("--seconds", type=float, help="stop after this long")
+
+    command("devices", _devices, "List microphones and speakers.")
+
+    sub = command("benchmark", _benchmark, "Measure what each model costs on this machine.")
+    sub.add_argument("models", nargs="*", type=Path, help="model files, beside the generalists")
+    sub.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+
+    sub = command("info", _info, "Say what a model file is.")
+    model(sub)
+    return parser
+
+
+def _enhancer(args: argparse.Namespace) -> Enhancer:
+    return Enhancer(args.model) if args.model else Enhancer(size=args.size or "small")
+
+
+def _personalize(args: argparse.Namespace) -> int:
+    _check_folder(args.out)
+    enhancer = Enhancer.personalize(args.recordings, noise=args.noise, method=args.method, size=args.size,
+                                    budget_seconds=args.budget, threads=args.threads, seed=args.seed,
+                                    on_progress=_ProgressLine())
+    report = enhancer.report
+    assert report is not None
+    keep = not report.accepted and args.out.exists()
+    if not keep:
+        enhancer.save(args.out)
+    if args.json:
+        print(json.dumps({**asdict(report), "model": str(args.out), "written": not keep}))
+    else:
+        print(report)
+        print(f"{args.out} was left as it is." if keep else f"Model file: {args.out}")
+    return 0
+
+
+def _enhance(args: argparse.Namespace) -> int:
+    enhancer = _enhancer(args)
+    sources = [path for item in args.inputs for path in audio_files(item)]
+    one_file = args.out is not None and args.out.suffix.lower() == ".wav"
+    if one_file and len(sources) != 1:
+        raise SettingsError(f"{len(sources)} inputs and one output file {args.out}; give a folder as --out")
+    if args.out is not None and not one_file:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AudioError(f"{args.out}: cannot be made a folder ({error.strerror}); choose another --out") from error
+    rows, taken = [], set()
+    for source in sources:
+        if args.out is None:
+            target = source.with_name(f"{source.stem}.enhanced.wav")
+        else:
+            target = args.out if one_file else args.out / f"{source.stem}.wav"
+        if target.resolve() in taken:
+            raise SettingsError(f"two inputs would both become {target}; enhance them into different folders")
+        taken.add(target.resolve())
+        if target.exists() and target.samefile(source):
+            raise SettingsError(f"{source} would overwrite itself; choose another --out")
+        started = time.perf_counter()
+        seconds = enhancer.enhance_file(source, target)
+        spent = time.perf_counter() - started
+        rows.append({"source": str(source), "target": str(target), "seconds": round(seconds, 2),
+                     "seconds_spent": round(spent, 2)})
+        if not args.json:
+            print(f"{target}  {seconds:.1f} s of audio in {spent:.1f} s")
+    if args.json:
+        print(json.dumps(rows))
+    return 0
+
+
+def _listen(args: argparse.Namespace) -> int:
+    from .live_screen import run_listen
+    status = run_listen(_enhancer(args), input_device=args.input, output_device=args.output, sample_rate=args.rate,
+                        seconds=args.seconds, record=args.record)
+    if args.json:
+        print(json.dumps(asdict(status)))
+    return 0
+
+
+def _record(args: argparse.Namespace) -> int:
+    from .live import record
+    status = record(args.file, device=args.input, seconds=args.seconds, sample_rate=args.rate)
+    print(json.dumps(asdict(status)) if args.json else f"{args.file}  {status.seconds:.1f} s")
+    return 0
+
+
+def _devices(args: argparse.Namespace) -> int:
+    from .live import devices
+    found = devices()
+    if args.json:
+        print(json.dumps([asdict(device) for device in found]))
+        return 0
+    for device in found:
+        roles = [f"{n} in" for n in [device.n_inputs] if n] + [f"{n} out" for n in [device.n_outputs] if n]
+        default = " (default)" if device.is_default_input or device.is_default_output else ""
+        print(f"{device.index:3d}  {device.name}  [{device.host_api}]  {', '.join(roles)}{default}")
+    return 0
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from .benchmark import QUICK, LatencyPlan, environment, environment_line, markdown_table, measure_latency, method_notes
+    plan = QUICK if args.quick else LatencyPlan()
+    models: dict[str, Enhancer] = {}
+    for size in SIZES:
+        with contextlib.suppress(ModelFileError):       # not every installation ships every size
+            models[f"generalist {size}"] = Enhancer(size=size)
+    models |= {path.stem: Enhancer(path) for path in args.models}
+    rows = measure_latency(models, plan, lambda words: print(f"{words} ...", file=sys.stderr))
+    if args.json:
+        print(json.dumps({"environment": environment(), "rows": [asdict(row) for row in rows]}))
+    else:
+        print(environment_line(environment()), markdown_table(rows), method_notes(plan), sep="\n\n")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    enhancer = _enhancer(args)
+    facts = {**asdict(enhancer.info), "digest": enhancer.digest}
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for name, value in facts.items():
+        if value not in ("", {}):
+            print(f"{name:17s} {value}")
+    return 0
+
+
+def _check_folder(path: Path) -> None:
+    """Say now, not after minutes of training, that the model file has nowhere to go."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir():
+        raise SettingsError(f"--out {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {folder}")
+                            + "; give the path of a file to write")
+    probe = folder / f".{path.name}.probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(f"--out {path}: cannot be written ({error.strerror}); choose a writable folder") from error
+
+
+class _ProgressLine:
+    """A bar on standard error while it is a terminal; nothing otherwise."""
+
+    def __call__(self, progress: Progress) -> None:
+        if not sys.stderr.isatty():
+            return
+        bar = "#" * round(30 * progress.done)
+        line = f"[{bar:30s}] {progress.message}, {progress.seconds_left:.0f} s left"
+        print(f"\r{line:78.78s}", end="\n" if progress.stage == "done" else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

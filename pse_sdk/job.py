@@ -1,0 +1,149 @@
+"""Personalization as the calling process sees it: a job folder, a child process, a result. torch stays in the child."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .config import SIZES
+from .errors import (
+    MissingDependencyError,
+    PersonalizationCancelled,
+    PersonalizationError,
+    SettingsError,
+)
+from .model_format import read_model
+from .recordings import Recording, Source, read_recordings
+from .report import Report
+
+METHODS = ("auto", "pseudose", "pseudose+dp", "teacher+dp")
+SHORTEST_BUDGET_SECONDS = 20.0
+LONGEST_SECONDS = 3 * 3600.0    # of recordings that one job learns from
+OVERTIME_SECONDS = 60.0         # beyond the budget, after which the child counts as stuck
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a personalization is."""
+
+    stage: str              # "read", "analyse", "teach", "train", "judge", "export", "done"
+    done: float             # share, 0 to 1
+    seconds_left: float     # until the budget is spent
+    message: str
+
+
+def run_job(
+    recordings: Source | Sequence[Source],
+    *,
+    noise: Source | Sequence[Source] | None,
+    method: str,
+    size: str,
+    budget_seconds: float,
+    threads: int | None,
+    steps: int | None,
+    on_progress: Callable[[Progress], object] | None,
+    seed: int,
+) -> tuple[bytes | None, Report]:
+    """The sealed bytes of the specialist's model file, or None where the start model stays, and the report.
+
+    Arguments and errors are those of `Enhancer.personalize`.
+    """
+    deadline = time.time() + _check(method, size, budget_seconds, threads, steps, seed)
+    _tell(on_progress, Progress("read", 0.0, budget_seconds, "reading the recordings"))
+    read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
+    foreign = read_recordings(noise, max_seconds=600.0) if noise is not None else []
+    settings = {
+        "method": method, "size": size, "deadline": deadline, "budget_seconds": budget_seconds, "seed": seed,
+        "steps": steps, "threads": threads or min(4, os.cpu_count() or 1), "nice": 0,
+        "notes": [f"recording {i + 1}: {note}" for i, recording in enumerate(read) for note in recording.notes],
+    }
+    folder = Path(tempfile.mkdtemp(prefix="pse-"))      # mode 0700: nobody else reads the samples
+    try:
+        for kind, clips in (("recording", read), ("noise", foreign)):
+            _save(folder, kind, clips)
+        (folder / "job.json").write_text(json.dumps(settings))
+        _run_child(folder, settings, deadline, on_progress)
+        report = Report.from_json((folder / "report.json").read_text())
+        return (read_model(folder / "model.onnx") if report.accepted else None), report
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check(method: str, size: str, budget_seconds: float, threads: int | None, steps: int | None, seed: int) -> float:
+    """The budget, once every setting is in range."""
+    if method not in METHODS:
+        raise SettingsError(f"no method {method!r}; choose one of {', '.join(METHODS)}")
+    if size not in SIZES:
+        raise SettingsError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
+    if not SHORTEST_BUDGET_SECONDS <= float(budget_seconds) <= 24 * 3600:
+        raise SettingsError(f"budget_seconds={budget_seconds!r}; give {SHORTEST_BUDGET_SECONDS:.0f} to 86,400 seconds")
+    for name, value in (("threads", threads), ("steps", steps)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise SettingsError(f"{name}={value!r}; give a whole number from 1, or None")
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise SettingsError(f"seed={seed!r}; give a whole number from 0 to {2**31 - 1}")
+    missing = [name for name in ("torch", "onnx", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"personalizing needs {' and '.join(missing)}: pip install 'pse_sdk[train]'")
+    return float(budget_seconds)
+
+
+def _save(folder: Path, kind: str, clips: Sequence[Recording]) -> None:
+    for i, clip in enumerate(clips):
+        np.save(folder / f"{kind}-{i:05d}.npy", clip.samples)
+
+
+def _run_child(folder: Path, settings: dict[str, object], deadline: float,
+               on_progress: Callable[[Progress], object] | None) -> None:
+    """Run the training process to its end, passing its progress on.
+
+    Raises:
+        PersonalizationCancelled, PersonalizationError: it was stopped, or ended without a report.
+    """
+    threads = str(settings["threads"])
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    package_root = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
+    with (folder / "errors.txt").open("wb") as errors:
+        child = subprocess.Popen([sys.executable, "-m", "pse_sdk.training", str(folder)], stdout=subprocess.PIPE,
+                                 stderr=errors, stdin=subprocess.DEVNULL, env=environment)
+    watchdog = threading.Timer(max(1.0, deadline - time.time()) + OVERTIME_SECONDS, child.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    refused = ""
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            message = json.loads(line)
+            if "error" in message:
+                refused = message["error"]
+            else:
+                _tell(on_progress, Progress(**message))
+        child.wait()
+    finally:        # also when the caller's own function raised, or the user pressed Ctrl-C
+        watchdog.cancel()
+        child.kill()
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+    if refused:
+        raise PersonalizationError(f"{refused}; the model in use is unchanged")
+    if not (folder / "report.json").exists():
+        last = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise PersonalizationError(f"the training process ended with code {child.returncode} ({last[0][:300]}); "
+                                   "the model in use is unchanged, try again or with fewer recordings")
+
+
+def _tell(on_progress: Callable[[Progress], object] | None, progress: Progress) -> None:
+    if on_progress is not None and on_progress(progress) is False:
+        raise PersonalizationCancelled("personalization was cancelled; the model in use is unchanged")

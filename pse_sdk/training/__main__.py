@@ -1,0 +1,55 @@
+"""The training process: `python -m pse_sdk.training JOB_FOLDER`.
+
+The folder holds `job.json` and samples as `.npy`; `model.onnx` (if the specialist was accepted) and then `report.json`
+appear there, each whole or not at all. Progress goes to standard output, a JSON object a line. Killing it is safe.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> int:
+    folder = Path(sys.argv[1])
+    settings = json.loads((folder / "job.json").read_text())
+    if hasattr(os, "nice"):
+        os.nice(settings["nice"])
+    import torch
+
+    from ..errors import PseError
+    from ..model_format import write_whole
+    from .specialist import Job, personalize
+    torch.set_num_threads(settings["threads"])
+    torch.set_flush_denormal(True)
+
+    def samples(kind: str) -> list[np.ndarray]:
+        return [np.load(path, allow_pickle=False) for path in sorted(folder.glob(f"{kind}-*.npy"))]
+
+    last = [0.0]
+
+    def progress(stage: str, done: float, seconds_left: float, message: str) -> None:
+        if time.monotonic() - last[0] > 0.2 or stage != "train":
+            last[0] = time.monotonic()
+            print(json.dumps({"stage": stage, "done": done, "seconds_left": max(0.0, seconds_left),
+                              "message": message}), flush=True)
+
+    try:
+        model, report = personalize(
+            Job(recordings=samples("recording"), noise=samples("noise"), method=settings["method"],
+                size=settings["size"], deadline=settings["deadline"], budget_seconds=settings["budget_seconds"],
+                seed=settings["seed"], steps=settings["steps"], notes=tuple(settings["notes"])), progress)
+    except PseError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 2
+    if model is not None:
+        write_whole(folder / "model.onnx", model)
+    write_whole(folder / "report.json", report.to_json().encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

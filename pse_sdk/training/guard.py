@@ -1,0 +1,148 @@
+"""Is the specialist really better? Judged on parts of the recordings that training never saw, before it replaces anything.
+
+References are the teacher's estimates of the speech in held-out recordings, mixed anew with held-out noise, so that start
+and candidate are compared on the same mixtures with the same (imperfect) references.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import STFT
+from ..report import Check
+from .losses import spectrogram, waveform
+from .mixing import active_rms
+from .network import Denoiser
+from .pseudo_mixtures import NoiseBanks, Pair
+
+ITEM_FRAMES = 192           # 3.07 s
+SNRS_DB = (-5.0, 0.0, 5.0, 10.0)
+MOST_GAIN_DB = 3.0          # one item cannot buy more than this
+LEAST_MEAN_GAIN_DB = 0.1
+WORST_TENTH_DB = -1.0
+WORST_ELSEWHERE_DB = -0.3
+WORST_CLEAN_LOSS_DB = -0.5
+CLEAN_ENOUGH_DB = 30.0      # changes this far below the speech are not heard
+WORST_PAUSE_DB = 1.0
+N_BOOTSTRAP = 1000
+
+
+def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
+    """SI-SDR [B] of samples [B, T] in dB. Source: Le Roux et al., ICASSP 2019."""
+    estimate = estimate - estimate.mean(1, keepdim=True)
+    target = target - target.mean(1, keepdim=True)
+    scaled = target * (estimate * target).sum(1, keepdim=True) / (target.square().sum(1, keepdim=True) + 1e-10)
+    return 10 * torch.log10((scaled.square().sum(1) + 1e-10) / ((estimate - scaled).square().sum(1) + 1e-10))
+
+
+@torch.no_grad()
+def enhance_batch(network: Denoiser, noisy: Tensor) -> Tensor:
+    """Aligned with `noisy` [B, T], T a multiple of the hop."""
+    padded = torch.nn.functional.pad(noisy, (0, STFT.hop_length))
+    enhanced, _ = network(spectrogram(padded), network.initial_state(len(noisy)))
+    return waveform(enhanced)[:, STFT.delay:]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Material of one part that only judges. Shape: all [B, T]; `groups` [B] names the segment each item came from."""
+
+    mixture: Tensor
+    reference: Tensor
+    groups: Tensor
+    elsewhere: Tensor       # the same references in noises that are not the user's
+    clean: Tensor           # the best references with nothing added
+    pauses: Tensor          # noise alone
+
+    @property
+    def n_segments(self) -> int:
+        return int(self.groups.max()) + 1 if len(self.groups) else 0
+
+
+def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, *, most_segments: int, seed: int) -> HeldOut:
+    """Items from the speech of `pairs`: each segment at four SNRs in the user's noise and in foreign noise."""
+    length = ITEM_FRAMES * STFT.hop_length
+    found: list[tuple[float, np.ndarray]] = []
+    for pair in pairs:
+        for start in range(0, pair.stretch.n_frames - ITEM_FRAMES + 1, ITEM_FRAMES // 2):
+            frames = pair.stretch.frames.part(start, start + ITEM_FRAMES)
+            if (frames.speech > 0.5).mean() >= 0.4:
+                place = slice(start * STFT.hop_length, start * STFT.hop_length + length)
+                found.append((float(frames.share[frames.speech > 0.5].mean()), pair.enhanced[place]))
+    found.sort(key=lambda item: -item[0])
+    found = found[:most_segments]
+    if not found:
+        empty = torch.empty(0, length)
+        return HeldOut(empty, empty, torch.empty(0, dtype=torch.long), empty, empty, empty)
+    speech = torch.from_numpy(np.stack([segment for _, segment in found])).float()
+    speech = speech / active_rms(speech)
+    generator = torch.Generator().manual_seed(seed)
+    n = len(speech)
+    reference = speech.repeat(len(SNRS_DB), 1)
+    gains = torch.tensor([10 ** (-snr_db / 20) for snr_db in SNRS_DB]).repeat_interleave(n)[:, None]
+    mixture = reference + gains * own.draw(len(reference), length, generator)
+    elsewhere = reference + gains * foreign.draw(len(reference), length, generator)
+    return HeldOut(mixture, reference, torch.arange(n).repeat(len(SNRS_DB)), elsewhere,
+                   speech[: max(1, n // 2)], own.draw(max(4, n), length, generator))
+
+
+def gains_db(candidate: Denoiser, start: Denoiser, mixture: Tensor, reference: Tensor) -> Tensor:
+    """SI-SDR of the candidate's output less the start's, item by item, in dB."""
+    return (si_sdr_db(enhance_batch(candidate, mixture), reference)
+            - si_sdr_db(enhance_batch(start, mixture), reference))
+
+
+class Score:
+    """The validation score of a network against the start: mean gain, less what it costs elsewhere."""
+
+    def __init__(self, start: Denoiser, material: HeldOut) -> None:
+        self._material = material
+        self._start = si_sdr_db(enhance_batch(start, material.mixture), material.reference)
+        self._elsewhere = si_sdr_db(enhance_batch(start, material.elsewhere), material.reference)
+        self._pause_db = _level_db(enhance_batch(start, material.pauses))
+
+    def __call__(self, network: Denoiser) -> float:
+        material = self._material
+        gain = si_sdr_db(enhance_batch(network, material.mixture), material.reference) - self._start
+        elsewhere = si_sdr_db(enhance_batch(network, material.elsewhere), material.reference) - self._elsewhere
+        louder = _level_db(enhance_batch(network, material.pauses)) - self._pause_db
+        return float(gain.clamp_max(MOST_GAIN_DB).mean() + 0.5 * elsewhere.mean().clamp_max(0)
+                     - 0.25 * louder.clamp_min(0))
+
+
+def _level_db(samples: Tensor) -> Tensor:
+    return 10 * torch.log10(samples.square().mean() + 1e-10)
+
+
+def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0) -> tuple[float, tuple[Check, ...]]:
+    """The mean gain in dB on the user's noise, and the checks that all must pass."""
+    gain = gains_db(candidate, start, material.mixture, material.reference)
+    lower = lower_bound(gain.numpy(), material.groups.numpy(), np.random.default_rng(seed))
+    elsewhere = gains_db(candidate, start, material.elsewhere, material.reference)
+    kept = si_sdr_db(enhance_batch(candidate, material.clean), material.clean).clamp_max(CLEAN_ENOUGH_DB)
+    kept_before = si_sdr_db(enhance_batch(start, material.clean), material.clean).clamp_max(CLEAN_ENOUGH_DB)
+    pause = _level_db(enhance_batch(candidate, material.pauses)) - _level_db(enhance_batch(start, material.pauses))
+    mean = float(gain.mean())
+
+    def at_least(name: str, value: float, limit: float, meaning: str) -> Check:
+        return Check(name, bool(np.isfinite(value)) and value >= limit, value, limit, meaning)
+
+    return mean, (
+        at_least("mean_gain_db", mean, LEAST_MEAN_GAIN_DB, "mean gain in the user's noise, dB"),
+        at_least("sure_gain_db", lower, 0.0, "gain that is exceeded with 95 % confidence, dB"),
+        at_least("worst_tenth_db", float(gain.quantile(0.1)), WORST_TENTH_DB, "gain of the worst tenth, dB"),
+        at_least("elsewhere_db", float(elsewhere.mean()), WORST_ELSEWHERE_DB, "mean gain in noises of other places, dB"),
+        at_least("clean_db", float((kept - kept_before).mean()), WORST_CLEAN_LOSS_DB,
+                 "fidelity to speech without noise against before, dB"),
+        at_least("pauses_db", -float(pause), -WORST_PAUSE_DB, "noise in pauses lowered against before, dB"),
+    )
+
+
+def lower_bound(gains: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> float:
+    """One-sided 95 % bound of the mean, by drawing whole segments again: items of one segment are not independent."""
+    means = np.array([gains[groups == group].mean() for group in np.unique(groups)])
+    draws = rng.integers(0, len(means), (N_BOOTSTRAP, len(means)))
+    return float(np.quantile(means[draws].mean(1), 0.05))

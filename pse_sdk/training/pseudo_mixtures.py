@@ -1,0 +1,125 @@
+"""What a specialist learns from: the user's recordings with noise added, and what it should make of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import STFT
+from ..segments import Stretch
+from .corpus import Bank
+from .mixing import active_rms
+
+SEGMENT_FRAMES = 160        # 2.56 s
+SNR_RANGE_DB = (-5.0, 10.0)
+MARGIN_DB = 8.0             # injected noise is at least this much louder than what the recording holds already:
+                            # a fainter one teaches the network to keep the recording's own noise
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the loss compares with, and how frames count."""
+
+    teacher_targets: bool = False   # the teacher's output for the recording, not the recording itself
+    purify: bool = False            # frames count by their purification weight
+    remix_share: float = 0.0        # of the items that are the teacher's speech plus noise, without the recording's own
+
+
+METHODS = {
+    "pseudose": Method(),
+    "pseudose+dp": Method(purify=True),
+    "teacher+dp": Method(teacher_targets=True, purify=True, remix_share=0.5),
+}
+AUTO = "teacher+dp"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A stretch of a recording and the teacher's idea of the speech in it [T]."""
+
+    stretch: Stretch
+    enhanced: np.ndarray
+
+    @property
+    def residual(self) -> np.ndarray:
+        return self.stretch.samples - self.enhanced
+
+
+@dataclass(frozen=True)
+class Items:
+    """Shape: `mixture`, `target` [B, T], `weight` [B, N]."""
+
+    mixture: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class NoiseBanks:
+    """Noises to inject and how often each bank is used."""
+
+    banks: tuple[Bank, ...]
+    shares: tuple[float, ...]
+
+    def draw(self, n: int, length: int, generator: torch.Generator) -> Tensor:
+        """`n` noises [n, length] of unit RMS."""
+        shares = torch.tensor(self.shares, dtype=torch.float64)
+        choice = torch.multinomial(shares, n, replacement=True, generator=generator)
+        noise = torch.empty(n, length)
+        for i, bank in enumerate(self.banks):
+            index = (choice == i).nonzero().squeeze(1)
+            if len(index):
+                noise[index] = bank.draw(len(index), length, generator, max_speed_change=0.1)
+        return noise / (noise.square().mean(1, keepdim=True) + 1e-10).sqrt()
+
+
+class PseudoMixtures:
+    """Draws training items from pairs and noises; the same seed gives the same items."""
+
+    def __init__(self, pairs: Sequence[Pair], noises: NoiseBanks, method: Method, seed: int) -> None:
+        self.method, self._noises = method, noises
+        self._generator = torch.Generator().manual_seed(seed)
+        hop = STFT.hop_length
+        usable = [pair for pair in pairs if pair.stretch.n_frames >= SEGMENT_FRAMES]
+        self._noisy = torch.from_numpy(np.concatenate([pair.stretch.samples for pair in usable]))
+        self._enhanced = torch.from_numpy(np.concatenate([pair.enhanced for pair in usable]).astype(np.float32))
+        self._weight = torch.from_numpy(np.concatenate([pair.stretch.frames.weight for pair in usable])).float()
+        starts, snr_db, base = [], [], 0
+        for pair in usable:
+            stretch = pair.stretch
+            for start in range(0, stretch.n_frames - SEGMENT_FRAMES + 1, 8):
+                part = Stretch(stretch.samples[start * hop:(start + SEGMENT_FRAMES) * hop],
+                               stretch.frames.part(start, start + SEGMENT_FRAMES))
+                if part.seconds_of_speech >= 0.4 * SEGMENT_FRAMES * STFT.hop_seconds:
+                    starts.append(base + start)
+                    snr_db.append(part.snr_db)
+            base += stretch.n_frames
+        self._starts = torch.tensor(starts)
+        self._snr_db = torch.tensor(snr_db, dtype=torch.float32)
+
+    @property
+    def n_segments(self) -> int:
+        return len(self._starts)
+
+    def draw(self, n: int) -> Items:
+        generator, hop = self._generator, STFT.hop_length
+        pick = torch.randint(len(self._starts), (n,), generator=generator)
+        start = self._starts[pick, None]
+        index = start * hop + torch.arange(SEGMENT_FRAMES * hop)
+        recording, enhanced = self._noisy[index], self._enhanced[index]
+        weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
+
+        remix = torch.rand(n, 1, generator=generator) < self.method.remix_share
+        speech = torch.where(remix, enhanced, recording)
+        noise = self._noises.draw(n, SEGMENT_FRAMES * hop, generator)
+        highest = (self._snr_db[pick, None] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
+        highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, highest)
+        snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * torch.rand(n, 1, generator=generator)
+        mixture = speech + noise * active_rms(speech) * 10 ** (-snr_db / 20)
+        target = enhanced if self.method.teacher_targets else recording
+        if not self.method.purify:
+            weight = torch.ones_like(weight)
+        scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
+        return Items(mixture * scale, target * scale, weight)

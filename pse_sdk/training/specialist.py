@@ -1,0 +1,219 @@
+"""Recordings -> segments -> pseudo-mixtures -> specialist -> model file: personalization from end to end, in one process."""
+
+import copy
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ..config import STFT
+from ..enhancer import Enhancer, generalist
+from ..errors import ModelFileError, PseError
+from ..model_format import ModelInfo
+from ..noise import foreign_noise
+from ..purification import FramePredictor
+from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Report
+from ..segments import Stretch, harvest_pauses, split
+from .corpus import Bank
+from .fit import FitConfig, fit
+from .guard import Score, held_out, judge
+from .network import Denoiser, build_network
+from .onnx_export import export_model
+from .pseudo_mixtures import AUTO, METHODS, NoiseBanks, Pair, PseudoMixtures
+
+LEAST_SPEECH_SECONDS = 20.0
+FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
+LEAST_HARVEST_SECONDS = 3.0
+FINISH_SECONDS = 6.0        # kept back from the budget for interpolation, guard and export
+TEACHER_SIZE = "large"
+MIXES = (1.0, 0.7, 0.4)     # shares of the way from the start to the trained weights that are tried
+
+Progress = Callable[[str, float, float, str], None]
+"""Stage, share done, seconds left, message."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for. Shape: recordings, clean and noise are mono samples [T] at the model's rate."""
+
+    recordings: Sequence[np.ndarray]
+    method: str = "auto"
+    size: str = "small"
+    deadline: float = 0.0           # on the clock of time.time()
+    budget_seconds: float = 180.0
+    seed: int = 0
+    steps: int | None = None
+    noise: Sequence[np.ndarray] = ()
+    notes: tuple[str, ...] = ()
+
+
+def load_generalist(size: str) -> Denoiser:
+    """The network behind a generalist that ships with the package."""
+    network = build_network(size)
+    path = generalist(size).with_suffix(".safetensors")
+    if not path.exists():
+        raise ModelFileError(f"this installation has no weights of the {size} generalist to start from")
+    network.load_state_dict(load_file(path))
+    return network.eval()
+
+
+def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes | None, Report]:
+    """The model file of the specialist, or None where the start model stays, and the report."""
+    began = time.time()
+    torch.manual_seed(job.seed)
+    method_name = AUTO if job.method == "auto" else job.method
+    facts: dict[str, object] = {"method": method_name, "size": job.size}
+
+    def left() -> float:
+        return job.deadline - time.time()
+
+    def report(status: str, summary: str, **more: object) -> Report:
+        values = {**facts, **more, "status": status, "summary": summary, "seconds_spent": round(time.time() - began, 1)}
+        return Report(**values)  # type: ignore[arg-type]
+
+    progress("analyse", 0.0, left(), "judging the recordings")
+    predictor = FramePredictor()
+    stretches = [_stretch(samples, predictor) for samples in job.recordings]
+    speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
+    snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
+    facts |= {"seconds_recorded": round(sum(len(r) for r in job.recordings) / STFT.sample_rate, 1),
+              "seconds_of_speech": round(speech_seconds, 1), "notes": job.notes,
+              "snr_db": round(float(np.median(snrs)), 1) if snrs else float("nan")}
+    if speech_seconds < LEAST_SPEECH_SECONDS:
+        return None, report(
+            INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings; "
+            f"at least {LEAST_SPEECH_SECONDS:.0f} s are needed. The {job.size} generalist stays in use.",
+            advice=("record a few minutes of speaking where you usually speak",))
+
+    parts = split(stretches)
+    progress("teach", 0.05, left(), "estimating the speech in the recordings")
+    teacher = _teacher(job.size)
+    pairs = {name: [Pair(stretch, teacher.enhance(stretch.samples, STFT.sample_rate)) for stretch in part]
+             for name, part in parts.items()}
+    rng = np.random.default_rng(job.seed)
+    foreign = [foreign_noise(FOREIGN_SECONDS, rng) for _ in range(FOREIGN_CLIPS)]
+    noises = _noise_banks(pairs["training"], job.noise, foreign[: FOREIGN_CLIPS // 2])
+    facts["seconds_of_noise"] = round(sum(map(len, harvest_pauses(parts["training"]))) / STFT.sample_rate, 1)
+
+    judged = {}
+    for i, name in enumerate(("validation", "guard")):
+        others = _one_bank(foreign[FOREIGN_CLIPS // 2:][i::2])
+        own = _own_noise(pairs[name])
+        judged[name] = held_out(pairs[name], own or others, others, most_segments=12, seed=job.seed + i)
+    mixtures = PseudoMixtures(pairs["training"], noises, METHODS[method_name], job.seed)
+    if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
+        return None, report(
+            INSUFFICIENT_DATA, "The recordings are too short or too broken up to train on one part and to judge on "
+            f"another. The {job.size} generalist stays in use.",
+            advice=("record stretches of half a minute or more",))
+
+    start = load_generalist(job.size)
+    score = Score(start, judged["validation"])
+
+    def on_step(done: float, _: float) -> None:
+        progress("train", 0.1 + 0.8 * min(done, 1.0), left(), "training")
+
+    seconds = left() - FINISH_SECONDS
+    if seconds < 5.0:
+        return None, report(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
+                                  f"The {job.size} generalist stays in use.",
+                            advice=("give a larger budget_seconds, or fewer hours of recordings",))
+    fitted = fit(start, mixtures, score, seconds=seconds, steps=job.steps, config=FitConfig(), on_step=on_step)
+    facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
+
+    progress("judge", 0.92, left(), "comparing with the generalist on held-out parts")
+    candidates = [(score(network), mix, network) for mix in MIXES for network in [interpolate(start, fitted.network, mix)]]
+    _, mix, candidate = max(candidates, key=lambda item: item[0])
+    gain, checks = judge(candidate, start, judged["guard"], job.seed)
+    if not all(check.passed for check in checks):       # half the way may pass where the whole did too much
+        gentler = interpolate(start, candidate, 0.5)
+        second_gain, second_checks = judge(gentler, start, judged["guard"], job.seed)
+        if all(check.passed for check in second_checks):
+            mix, candidate, gain, checks = mix / 2, gentler, second_gain, second_checks
+    facts |= {"gain_db": round(gain, 2), "mix": mix, "checks": checks}
+    if not all(check.passed for check in checks):
+        failed = "; ".join(check.meaning for check in checks if not check.passed)
+        return None, report(KEPT, f"No sure gain on held-out parts of the recordings (failed: {failed}). "
+                                  f"The {job.size} generalist stays in use.", advice=_advice(facts))
+
+    progress("export", 0.97, left(), "writing the model")
+    try:
+        model = export_model(candidate, ModelInfo(
+            job.size, 0, 0, 0, 0, 0, method=method_name, seconds_of_audio=float(str(facts["seconds_recorded"])),
+            seed=job.seed, created=datetime.date.today().isoformat(), generalist=Enhancer(size=job.size).digest,
+            scores={"held_out_gain_db": round(gain, 2), **{check.name: round(check.value, 2) for check in checks}}))
+    except PseError as error:
+        return None, report(KEPT, f"The trained model could not be exported ({error}). The generalist stays in use.")
+    progress("done", 1.0, 0.0, "done")
+    return model, report(ACCEPTED, f"The specialist is {gain:.1f} dB better than the {job.size} generalist on held-out "
+                                   "parts of the recordings, and is in use.", advice=_advice(facts))
+
+
+def interpolate(start: Denoiser, end: Denoiser, mix: float) -> Denoiser:
+    """A network whose weights lie the share `mix` of the way from `start` to `end`."""
+    network = copy.deepcopy(end)
+    with torch.no_grad():
+        for value, first in zip(network.parameters(), start.parameters(), strict=True):
+            value.lerp_(first, 1 - mix)
+    return network
+
+
+def _stretch(samples: np.ndarray, predictor: FramePredictor) -> Stretch:
+    whole = len(samples) // STFT.hop_length * STFT.hop_length
+    return Stretch(np.ascontiguousarray(samples[:whole], np.float32), predictor.analyse(samples[:whole]))
+
+
+def _teacher(size: str) -> Enhancer:
+    """The best network there is for labels: the largest generalist, or the start's own size where it is missing."""
+    try:
+        return Enhancer(size=TEACHER_SIZE)
+    except ModelFileError:
+        return Enhancer(size=size)
+
+
+def _one_bank(clips: Sequence[np.ndarray]) -> NoiseBanks:
+    return NoiseBanks((Bank.of(list(clips), [1.0] * len(clips)),), (1.0,))
+
+
+def _own_noise(pairs: Sequence[Pair]) -> NoiseBanks | None:
+    """The user's noise in a part: pauses where there are enough, and what the teacher took away."""
+    pauses = harvest_pauses([pair.stretch for pair in pairs])
+    residuals = [pair.residual for pair in pairs if np.any(pair.residual)]
+    banks, shares = [], []
+    if sum(map(len, pauses)) > STFT.sample_rate:
+        banks.append(Bank.of(pauses, [float(len(clip)) for clip in pauses]))
+        shares.append(0.7)
+    if residuals:
+        banks.append(Bank.of(residuals, [float(len(clip)) for clip in residuals]))
+        shares.append(0.3)
+    return NoiseBanks(tuple(banks), tuple(shares)) if banks else None
+
+
+def _noise_banks(pairs: Sequence[Pair], given: Sequence[np.ndarray], foreign: Sequence[np.ndarray]) -> NoiseBanks:
+    """Half from pauses, a fifth from what the teacher took away, the rest generated or from the user's folder."""
+    pauses = harvest_pauses([pair.stretch for pair in pairs])
+    harvested = sum(map(len, pauses)) / STFT.sample_rate
+    clips = [*foreign, *given]
+    banks = [Bank.of([pair.residual for pair in pairs], [float(len(pair.residual)) for pair in pairs]),
+             Bank.of(clips, [1.0] * len(clips))]
+    shares = [0.2, 0.3] if harvested >= LEAST_HARVEST_SECONDS else [0.4, 0.6]
+    if harvested >= LEAST_HARVEST_SECONDS:
+        banks.append(Bank.of(pauses, [float(len(clip)) for clip in pauses]))
+        shares.append(0.5)
+    return NoiseBanks(tuple(banks), tuple(shares))
+
+
+def _advice(facts: dict[str, object]) -> tuple[str, ...]:
+    advice = []
+    if float(str(facts["seconds_of_speech"])) < 120:
+        advice.append("a few minutes more of speech would help most")
+    if float(str(facts.get("seconds_of_noise", 0))) < 10:
+        advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
+    if float(str(facts["snr_db"])) < 5:
+        advice.append("the recordings are very noisy; a few from closer to the microphone would help")
+    return tuple(advice)
