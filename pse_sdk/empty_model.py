@@ -25,7 +25,8 @@ def empty_model(hop_length: int = STFT.hop_length, sample_rate: int = STFT.sampl
     graph = (_message(1, node) + _text(2, "empty")
              + _message(11, _value_info("samples", hop_length)) + _message(12, _value_info("enhanced", hop_length)))
     metadata = b"".join(_message(14, _text(1, key) + _text(2, value)) for key, value in info.to_metadata().items())
-    return seal(_integer(1, _IR_VERSION) + _message(7, graph) + _message(8, _text(1, "") + _integer(2, _OPSET)) + metadata)
+    operators = _text(1, "") + _integer(2, _OPSET)
+    return seal(_integer(1, _IR_VERSION) + _message(7, graph) + _message(8, operators) + metadata)
 
 
 def _value_info(name: str, length: int) -> bytes:

@@ -4,12 +4,13 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
+
+from . import __version__
 
 
 def format_table(cells: Sequence[Sequence[str]]) -> str:
@@ -26,10 +27,6 @@ def format_table(cells: Sequence[Sequence[str]]) -> str:
 
 def environment() -> dict[str, Any]:
     """The machine, the versions and the day, without names or paths."""
-    try:
-        own_version = version("pse_sdk")
-    except PackageNotFoundError:
-        own_version = "from source"
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -38,7 +35,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
-        "pse_sdk": own_version,
+        "pse_sdk": __version__,
         "date": date.today().isoformat(),
     }
 

@@ -1,0 +1,288 @@
+"""What personalization is worth: specialists against generalists, user by user, on sound they never recorded.
+
+    python benchmarks/personalization.py --users build/users --size tiny --methods pseudose pseudose+dp auto
+    python benchmarks/personalization.py --users build/users --methods none        # the generalists alone
+
+A user is a folder, whatever made it; all audio is 16 kHz mono:
+
+    <user>/recordings/*.wav             what `Enhancer.personalize` gets, and nothing else
+    <user>/tests/<set>/NN.noisy.wav     what is enhanced, and in NN.clean.wav what it should become
+    <user>/tests/<set>/tests.json       [{"test": "NN", "snr_db": -5}, ...], if there is one
+
+In the set `clean` nothing was mixed in, so nothing should change.
+
+Every finished part stays in the work folder: scores by model and test clips, specialists by user and settings. Kill the
+program at any time and start it again with --resume. Needs pse_sdk[train,bench].
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from math import isnan, nan
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from score_tables import CLEAN_SET, Result, gains, mean_over_clips, summary, summary_page, users_page
+
+from pse_sdk import Enhancer
+from pse_sdk.benchmark import environment, environment_line, installed_generalists
+from pse_sdk.config import SIZES
+from pse_sdk.errors import MissingDependencyError, PseError
+from pse_sdk.metrics import SI_SDR_LIMIT_DB, score, si_sdr
+
+RATE = 16_000
+SETS = ("noise", "elsewhere", "talker", CLEAN_SET)
+NOISY = "noisy input"
+RESULTS = Path(__file__).resolve().parent / "results"
+
+NOTES = f"""\
+Scores are means over the clips of a user, then over users, ± half of the 95 % interval over users (Student's t). Gains
+are differences within each user; "worse" counts users whose score fell below the start's (bold in the users' tables),
+and the worst user is named even if that is still a gain. A specialist that was not accepted is the generalist it started
+from, and scored as such: that is what this user would hear; so is one whose training failed.
+
+SI-SDRi: improvement of the scale-invariant SDR over the noisy input; in the set `{CLEAN_SET}` SI-SDR of the output, for
+nothing should change there ({SI_SDR_LIMIT_DB:.0f} dB stands for identical). PESQ: wide band, ITU-T P.862.2.
+ESTOI: extended STOI. All at 16 kHz over whole clips through `Enhancer.enhance`. The budget is time, so a busy machine
+trains fewer steps.
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One system on one user."""
+
+    user: Path
+    size: str = ""      # without one: the noisy input
+    method: str = ""    # without one: the generalist
+
+    @property
+    def start(self) -> str:
+        return f"generalist {self.size}"
+
+    @property
+    def system(self) -> str:
+        return f"specialist {self.size}, {self.method}" if self.method else self.start if self.size else NOISY
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The same for every task."""
+
+    sets: tuple[str, ...]
+    work: Path
+    budget_seconds: float
+    threads: int
+    seed: int
+    resume: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=Path, required=True, help="folder of users")
+    parser.add_argument("--only", nargs="+", help="names of users, else all")
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny"], help="of the specialists")
+    parser.add_argument("--methods", nargs="+", default=["pseudose", "pseudose+dp", "auto"], help="or none")
+    parser.add_argument("--budget", type=float, default=120, help="seconds for each personalization")
+    parser.add_argument("--threads", type=int, default=1, help="of each personalization")
+    parser.add_argument("--jobs", type=int, default=2, help="tasks at the same time")
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="keep the specialists that an earlier run finished")
+    parser.add_argument("--work", type=Path, default=Path("build/personalization"), help="models, scores, reports")
+    parser.add_argument("--out", type=Path, default=RESULTS / "personalization", help="of .md and .json")
+    args = parser.parse_args()
+
+    users = users_in(args.users, args.only)
+    if not users:
+        parser.error(f"no users in {args.users}: expected <user>/recordings and <user>/tests")
+    sizes = [size for size in args.size if size in installed_generalists()]
+    for size in set(args.size) - set(sizes):
+        print(f"no {size} generalist is installed; its specialists are left out")
+    methods = [] if args.methods == ["none"] else args.methods
+    settings = Settings(tuple(args.sets), args.work, args.budget, args.threads, args.seed, args.resume)
+    tasks = [Task(user, size) for size in ["", *installed_generalists()] for user in users]
+    tasks += [Task(user, size, method) for size in sizes for method in methods for user in users]
+
+    above = {**environment(), "seed": args.seed}
+    try:
+        results = run(tasks, settings, args.jobs)
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped; the same command with --resume goes on\n")
+    except PseError as error:
+        parser.exit(2, f"{error}\n")
+
+    setup = (f"{len(users)} users; {args.budget:g} s for each personalization on {args.threads} "
+             f"thread{'s' * (args.threads > 1)}, {args.jobs} at a time")
+    page = (f"# Personalization\n\n{environment_line(above)}\n\n{setup if methods else f'{len(users)} users'}\n\n"
+            f"{summary_page(results)}\n\n{users_page(results)}\n\n## Notes\n\n{NOTES}")
+    values = {"environment": above, "settings": {**asdict(settings), "work": None, "jobs": args.jobs},
+              "summary": summary(results), "gains": gains(results), "results": results}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".md").write_text(page, "utf-8")
+    args.out.with_suffix(".json").write_text(json.dumps(plain(values), indent=1) + "\n", "utf-8")
+    print(f"\n{summary_page(results)}\n\nwritten: {args.out.with_suffix('.md')}, {args.out.with_suffix('.json')}")
+
+
+def users_in(folder: Path, only: Sequence[str] | None) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if (path / "tests").is_dir() and (not only or path.name in only))
+
+
+def run(tasks: Sequence[Task], settings: Settings, n_jobs: int) -> list[Result]:
+    """The tasks' results in the tasks' order, made in `n_jobs` processes."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")       # of numpy in the processes: they are enough by themselves
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    results: dict[int, Result] = {}
+    executor = ProcessPoolExecutor(n_jobs, get_context("spawn"), initializer=end_when_told)
+    try:
+        futures = {executor.submit(run_task, task, settings): i for i, task in enumerate(tasks)}
+        for future in as_completed(futures):
+            result = results[futures[future]] = future.result()
+            print(f"[{len(results)}/{len(tasks)}] {progress_line(result)}", flush=True)
+    except BaseException:       # the processes would finish their tasks first, which takes minutes
+        for process in active_children():
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return [results[i] for i in range(len(tasks))]
+
+
+def end_when_told() -> None:
+    """In each process: leave it to the parent to be interrupted, and end in order, so that training ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+
+
+def run_task(task: Task, settings: Settings) -> Result:
+    result = Result(task.user.name, task.system, {})
+    if not task.size:
+        return replace(result, sets=evaluate(task.user, None, settings))
+    enhancer = Enhancer(size=task.size)
+    if task.method:
+        enhancer, made = specialist(task, settings, enhancer)
+        result = replace(result, start=task.start, **made)
+    return replace(result, sets=evaluate(task.user, enhancer, settings), n_parameters=enhancer.n_parameters)
+
+
+def specialist(task: Task, settings: Settings, start: Enhancer) -> tuple[Enhancer, dict[str, Any]]:
+    """The user's model, and how it was made: fields of `Result`. The start model where training failed."""
+    recordings = task.user / "recordings"
+    key = digest(start.digest, digest_of_files(recordings), task.method, settings.budget_seconds, settings.threads,
+                 settings.seed)
+    stem = settings.work / "specialists" / f"{task.user.name}-{task.size}-{task.method}-{key}"
+    model, row = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.json")
+    if settings.resume and row.exists():
+        return Enhancer(model), unplain(json.loads(row.read_text("utf-8")))["made"]
+
+    began = time.perf_counter()
+    try:
+        mine = Enhancer.personalize(str(recordings), method=task.method, size=task.size, seed=settings.seed,
+                                    budget_seconds=settings.budget_seconds, threads=settings.threads)
+    except MissingDependencyError:
+        raise
+    except PseError as error:
+        return start, {"status": "failed", "note": str(error).replace(str(task.user), task.user.name),
+                       "seconds": time.perf_counter() - began}
+    report = mine.report
+    assert report is not None
+    made = {"status": report.status, "note": report.summary, "seconds": time.perf_counter() - began,
+            "n_steps": report.n_steps, "held_out_gain_db": report.gain_db if report.n_steps else nan}
+    model.parent.mkdir(parents=True, exist_ok=True)
+    mine.save(model)
+    write_json(row, {"made": made, "report": json.loads(report.to_json())})
+    return mine, made
+
+
+def evaluate(user: Path, enhancer: Enhancer | None, settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """The scores of every clip of every set; without an enhancer, those of the noisy input."""
+    return {name: evaluate_set(user / "tests" / name, enhancer, settings.work)
+            for name in settings.sets if (user / "tests" / name).is_dir()}
+
+
+def evaluate_set(folder: Path, enhancer: Enhancer | None, work: Path) -> list[dict[str, Any]]:
+    """From the work folder if this model was scored on these files before: PESQ and ESTOI take their time."""
+    key = digest(enhancer.digest if enhancer else NOISY, digest_of_files(folder))
+    cache = work / "scores" / f"{folder.parent.parent.name}-{folder.name}-{key}.json"
+    if not cache.exists():
+        write_json(cache, [score_clip(path, enhancer) for path in sorted(folder.glob("*.noisy.wav"))])
+    tests = folder / "tests.json"
+    snrs_db = {row["test"]: row["snr_db"] for row in json.loads(tests.read_text("utf-8"))} if tests.exists() else {}
+    clips: list[dict[str, Any]] = unplain(json.loads(cache.read_text("utf-8")))
+    return [{**clip, "snr_db": snrs_db.get(clip["test"], nan)} for clip in clips]
+
+
+def score_clip(path: Path, enhancer: Enhancer | None) -> dict[str, Any]:
+    name = path.name.removesuffix(".noisy.wav")
+    noisy, clean = read(path), read(path.with_name(f"{name}.clean.wav"))
+    enhanced = enhancer.enhance(noisy, RATE) if enhancer else noisy
+    return {"test": name, "si_sdr": si_sdr(enhanced, clean), **asdict(score(enhanced, noisy, clean))}
+
+
+def read(path: Path) -> np.ndarray:
+    samples, rate = soundfile.read(path, dtype="float32")
+    if rate != RATE or samples.ndim != 1:
+        raise PseError(f"{path}: expected {RATE} Hz mono, got {rate} Hz with shape {samples.shape}; convert it first")
+    return np.asarray(samples)
+
+
+def progress_line(result: Result) -> str:
+    first = next(iter(result.sets), None)
+    words = [f"{result.user}, {result.system}"]
+    words += [f"{result.status} after {result.seconds:.0f} s"] if result.status else []
+    words += [result.note] if result.status == "failed" else []
+    words += [f"{first}: SI-SDRi {mean_over_clips(result.sets[first], 'si_sdr_improvement'):.2f} dB"] if first else []
+    return "; ".join(words)
+
+
+def digest(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+
+
+def digest_of_files(folder: Path) -> str:
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*.wav")):
+        whole.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def write_json(path: Path, values: object) -> None:
+    """Whole or not at all, so that what a killed run left behind is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(plain(values)), "utf-8")
+    partial.replace(path)
+
+
+def plain(values: Any) -> Any:
+    """For JSON, which has neither dataclasses nor NaN."""
+    if hasattr(values, "__dataclass_fields__"):
+        return plain({name: getattr(values, name) for name in values.__dataclass_fields__})
+    if isinstance(values, dict):
+        return {key: plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain(value) for value in values]
+    return None if isinstance(values, float) and isnan(values) else values
+
+
+def unplain(values: Any) -> Any:
+    """NaN where `plain` wrote nothing."""
+    if isinstance(values, dict):
+        return {key: unplain(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [unplain(value) for value in values]
+    return nan if values is None else values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+import importlib
+import json
+import os
+from dataclasses import replace
+from math import isnan, nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pse_sdk import benchmark
+from pse_sdk.benchmark import EMPTY, LatencyPlan, Times, environment_line, markdown_table, measure_latency, method_notes
+from pse_sdk.empty_model import empty_model
+from pse_sdk.enhancer import Enhancer
+from pse_sdk.errors import ModelFileError, PersonalizationError, PseError
+from pse_sdk.macs import count_macs
+from pse_sdk.metrics import Scores
+from pse_sdk.onnx_denoiser import OnnxDenoiser
+from pse_sdk.report import KEPT, Report
+
+SHORT = LatencyPlan(n_steps=20, seconds=0.1, n_fresh=1)
+PROGRAMS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "me.onnx"
+    path.write_bytes(empty_model())
+    return path
+
+
+def program(monkeypatch, name):
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    return importlib.import_module(name)
+
+
+# The empty model and the arithmetic of others.
+
+
+@pytest.mark.parametrize("hop_length", [1, 160, 256])
+def test_the_empty_model_hands_its_input_on(hop_length):
+    denoiser = OnnxDenoiser(empty_model(hop_length))
+    samples = np.random.default_rng(0).standard_normal((1, hop_length)).astype(np.float32)
+    enhanced, state = denoiser.step(samples, denoiser.initial_state())
+    np.testing.assert_array_equal(enhanced, samples)
+    assert (denoiser.info.hop_length, denoiser.info.delay, state) == (hop_length, 0, {})
+
+
+def test_the_empty_model_is_valid_onnx():
+    onnx = pytest.importorskip("onnx")
+    onnx.checker.check_model(onnx.load_from_string(empty_model()), full_check=True)
+
+
+def test_the_empty_model_needs_no_arithmetic():
+    assert count_macs(empty_model()) == 0
+
+
+def test_macs_are_those_of_the_textbook():
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper
+    weights = {"matrix": (6, 5), "stored_transposed": (7, 5), "input_weights": (1, 12, 7), "recurrent": (1, 12, 4),
+               "kernel": (3, 1, 2)}
+    nodes = [
+        make.make_node("MatMul", ["x", "matrix"], ["a"]),                                       # 1 x 6 x 5
+        make.make_node("Gemm", ["a", "stored_transposed"], ["b"], transB=1),                    # 1 x 5 x 7
+        make.make_node("Unsqueeze", ["b", "axis"], ["c"]),
+        make.make_node("GRU", ["c", "input_weights", "recurrent"], ["", "d"], hidden_size=4),   # 3 x 4 x (7 + 4)
+        make.make_node("Conv", ["d", "kernel"], ["y"]),                                         # 3 x 3 outputs x 2
+    ]
+    rng = np.random.default_rng(0)
+    constants = [onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+                 for name, shape in weights.items()]
+    constants.append(onnx.numpy_helper.from_array(np.array([0]), "axis"))
+    graph = make.make_graph(nodes, "sum", [make.make_tensor_value_info("x", 1, [1, 6])],
+                            [make.make_tensor_value_info("y", 1, None)], constants)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    assert count_macs(model.SerializeToString()) == 30 + 35 + 132 + 18
+
+
+# Latency.
+
+
+def test_every_model_gets_a_row_beside_the_empty_graph(model_file):
+    rows = measure_latency({"file": model_file, "object": Enhancer(model_file)}, SHORT)
+    assert [row.name for row in rows] == [EMPTY, "file", "object"]
+    for row in rows:
+        assert row.file_bytes == len(empty_model())
+        assert (row.n_parameters, row.macs_per_second, row.delay_samples, row.latency_ms) == (0, 0, 0, 16)
+        for times in (row.step_us, row.process_us, row.paced_us):
+            assert 0 < times.p50 <= times.p99 <= times.p999
+        assert row.step_us.n == row.process_us.n == SHORT.n_steps
+        assert min(row.load_ms, row.start_ms, row.first_step_ms, row.cpu_percent, row.real_time_factor) > 0
+        assert row.start_ms > row.load_ms
+
+
+def test_steps_are_rounded_up_to_whole_turns(model_file):
+    rows = measure_latency({}, replace(SHORT, n_steps=benchmark.TURN + 1))
+    assert rows[0].step_us.n == 2 * benchmark.TURN
+
+
+def test_at_real_time_there_are_as_many_calls_as_hops(model_file):
+    paced = benchmark._Bench(model_file, seed=0).pace(seconds=0.16)
+    assert len(paced.nanoseconds) == 10
+    assert paced.wall_seconds >= 0.16
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not pin")
+def test_the_caller_may_use_its_cores_again():
+    cores = os.sched_getaffinity(0)
+    measure_latency({}, SHORT)
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_a_missing_model_file_is_named(tmp_path):
+    with pytest.raises(ModelFileError, match="nothing.onnx"):
+        measure_latency({"nothing": tmp_path / "nothing.onnx"}, SHORT)
+
+
+def test_a_fresh_process_that_fails_says_why(monkeypatch, model_file):
+    monkeypatch.setattr(benchmark, "_FRESH_PROCESS", "raise SystemExit('out of luck')")
+    with pytest.raises(PseError, match="out of luck"):
+        measure_latency({}, SHORT)
+
+
+def test_percentiles_are_of_microseconds():
+    times = Times.of(np.arange(1001) * 1000)
+    assert (times.p50, times.p99, times.p999, times.mean, times.n) == pytest.approx((500, 990, 999, 500, 1001))
+
+
+def test_the_table_has_a_line_for_each_model_and_a_dash_for_what_is_unknown():
+    row = replace(measure_latency({}, SHORT)[0], resident_mib=None)
+    head, line, *_ = [text for text in markdown_table([row]).splitlines() if "---" not in text]
+    assert line.startswith(f"| {EMPTY} | 0 | 0.0 |")
+    assert dict(zip(head.split(" | "), line.split(" | "), strict=True))["memory MiB"] == "-"
+
+
+def test_the_notes_say_how_long_was_measured():
+    notes = method_notes(LatencyPlan(n_steps=12_345, seconds=7.5, n_fresh=3))
+    assert "12,345 times" in notes and "7.5 s of" in notes and "3 fresh processes" in notes
+
+
+def test_the_environment_is_one_line_without_missing_parts():
+    line = environment_line({**benchmark.environment(), "load_average": None, "seed": 3})
+    assert "seed 3" in line and "None" not in line and "\n" not in line
+
+
+def test_the_latency_program_writes_a_page_and_its_figures(monkeypatch, tmp_path, model_file, capsys):
+    latency = program(monkeypatch, "latency")
+    monkeypatch.setattr(latency, "QUICK", SHORT)
+    monkeypatch.setattr(latency, "installed_generalists", dict)
+    page, figures = tmp_path / "new" / "latency.md", tmp_path / "latency.json"
+    monkeypatch.setattr("sys.argv", ["latency.py", "--quick", "--model", str(model_file), "--out", str(page),
+                                     "--json", str(figures), "--seed", "5"])
+    latency.main()
+    assert "| specialist me |" in page.read_text()
+    assert page.read_text() in capsys.readouterr().out
+    values = json.loads(figures.read_text())
+    assert [row["name"] for row in values["rows"]] == [EMPTY, "specialist me"]
+    assert values["plan"]["seed"] == values["environment"]["seed"] == 5
+
+
+# Personalization: from scores to a page.
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    pytest.importorskip("scipy")
+    return program(monkeypatch, "score_tables")
+
+
+def clip(si_sdr_improvement, pesq=2.0, estoi=0.5, si_sdr=10.0):
+    return {"si_sdr_improvement": si_sdr_improvement, "pesq": pesq, "estoi": estoi, "si_sdr": si_sdr}
+
+
+@pytest.fixture
+def results(tables):
+    """Three users: one gains, one loses, one keeps the start model."""
+    def result(user, system, noise, **more):
+        return tables.Result(user, system, {"noise": noise, "clean": [clip(0.0, si_sdr=30.0)]}, **more)
+
+    specialist = {"start": "generalist tiny", "n_parameters": 34_680}
+    return [
+        result("ann", "generalist tiny", [clip(4.0), clip(6.0)], n_parameters=34_680),
+        result("bob", "generalist tiny", [clip(3.0)], n_parameters=34_680),
+        result("cat", "generalist tiny", [clip(1.0)], n_parameters=34_680),
+        result("ann", "mine", [clip(5.0), clip(8.0)], status="accepted", seconds=100, n_steps=50, **specialist),
+        result("bob", "mine", [clip(2.5, pesq=2.5)], status="accepted", seconds=110, n_steps=70, **specialist),
+        result("cat", "mine", [clip(1.0)], status="kept", seconds=60, n_steps=30, **specialist),
+    ]
+
+
+def test_the_interval_is_students(tables):
+    mean = tables.Mean.over([1.0, 2.0, 3.0])
+    assert (mean.value, mean.n) == (2.0, 3)
+    assert mean.half_width == pytest.approx(4.3027 / np.sqrt(3), abs=1e-4)     # t(0.975, 2), standard deviation 1
+
+
+def test_one_user_has_a_mean_but_no_interval(tables):
+    mean = tables.Mean.over([2.0])
+    assert mean.value == 2.0 and isnan(mean.half_width)
+    assert isnan(tables.Mean.over([]).value)
+
+
+def test_scores_that_do_not_exist_are_left_out(tables):
+    assert tables.mean_over_clips([clip(1.0), clip(nan), clip(3.0)], "si_sdr_improvement") == 2.0
+    assert isnan(tables.mean_over_clips([clip(nan)], "si_sdr_improvement"))
+    assert tables.Mean.over([nan, 1.0, 3.0]).n == 2
+
+
+def test_a_user_with_many_clips_counts_as_one_user(tables, results):
+    mean = tables.summary(results)["noise"]["generalist tiny"]["si_sdr_improvement"]
+    assert mean.value == pytest.approx((5.0 + 3.0 + 1.0) / 3)
+
+
+def test_gains_are_within_users_and_name_the_worst(tables, results):
+    gain = tables.gains(results)["noise"]["mine"]["si_sdr_improvement"]
+    assert gain.mean.value == pytest.approx((1.5 - 0.5 + 0.0) / 3)
+    assert (gain.n_worse, gain.worst_user, gain.worst) == (1, "bob", -0.5)
+
+
+def test_nobody_is_worse_where_the_start_model_stays(tables, results):
+    assert tables.gains(results)["noise"]["mine"]["pesq"].n_worse == 0
+
+
+def test_the_worst_user_is_named_even_if_better(tables):
+    gain = tables.Gain.between({"ann": 3.0, "bob": 2.0}, {"ann": 1.0, "bob": 1.0, "cat": 9.0})
+    assert (gain.n_worse, gain.worst_user, gain.worst, gain.mean.n) == (0, "bob", 1.0, 2)
+
+
+def test_users_without_a_score_are_not_compared(tables):
+    gain = tables.Gain.between({"ann": nan, "bob": 2.0}, {"ann": 1.0, "bob": 1.0})
+    assert (gain.mean.n, gain.worst_user) == (1, "bob")
+    assert tables.Gain.between({}, {}).mean.n == 0
+
+
+def test_the_clean_set_reports_closeness_instead_of_improvement(tables, results):
+    assert tables.summary(results)["clean"]["mine"]["si_sdr"].value == 30.0
+    assert "si_sdr_improvement" not in tables.summary(results)["clean"]["mine"]
+
+
+def test_the_pages_say_who_got_worse_and_how_specialists_were_judged(tables, results):
+    page = tables.summary_page(results)
+    assert "| mine | noise | +0.33 ± 2.59 | 1 of 3 | bob -0.50 |" in page
+    assert "| mine | 2 | 1 | 0 | 0 | 90 | 110 | 50 |" in page
+    users = tables.users_page(results)
+    assert "| bob | accepted | 110 | 70 | - | **-0.50** | +0.500 |" in users
+    assert "| ann | 5.00 / 2.000 / 0.500 | 6.50 / 2.000 / 0.500 |" in users
+
+
+def test_generalists_alone_make_a_page_without_gains(tables, results):
+    page = tables.summary_page(results[:3])
+    assert "generalist tiny" in page and "Gain" not in page
+
+
+# Personalization: the runs.
+
+
+@pytest.fixture
+def runs(monkeypatch, tables):
+    personalization = program(monkeypatch, "personalization")
+    monkeypatch.setattr(personalization, "score", lambda enhanced, noisy, clean: Scores(1.0, nan, 0.5))
+    return personalization
+
+
+@pytest.fixture
+def user(tmp_path):
+    """A user folder with two tests in one set."""
+    folder = tmp_path / "users" / "ann"
+    rng = np.random.default_rng(0)
+    for path in ["recordings/00.wav", "tests/noise/00.noisy.wav", "tests/noise/00.clean.wav",
+                 "tests/noise/01.noisy.wav", "tests/noise/01.clean.wav"]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / path, 0.1 * rng.standard_normal(4000), 16_000, subtype="FLOAT")
+    (folder / "tests/noise/tests.json").write_text(json.dumps([{"test": "00", "snr_db": -5}]))
+    return folder
+
+
+@pytest.fixture
+def settings(runs, tmp_path):
+    return runs.Settings(("noise", "missing"), tmp_path / "work", 60.0, 1, 0, resume=True)
+
+
+def test_a_clip_is_scored_once_for_each_model(runs, user, settings, model_file, monkeypatch):
+    first = runs.evaluate(user, Enhancer(model_file), settings)
+    assert list(first) == ["noise"]
+    assert [row["test"] for row in first["noise"]] == ["00", "01"]
+    assert first["noise"][0]["snr_db"] == -5 and isnan(first["noise"][1]["snr_db"])
+    assert isnan(first["noise"][0]["pesq"])
+
+    monkeypatch.setattr(runs, "score_clip", lambda *_: pytest.fail("scored again"))
+    np.testing.assert_equal(runs.evaluate(user, Enhancer(model_file), settings), first)
+
+
+@pytest.mark.parametrize("change", ["model", "sound"])
+def test_another_model_or_another_sound_is_scored_anew(runs, user, settings, model_file, change):
+    runs.evaluate(user, Enhancer(model_file), settings)
+    if change == "model":
+        model_file.write_bytes(empty_model(hop_length=128))
+    else:
+        soundfile.write(user / "tests/noise/00.noisy.wav", np.zeros(4000), 16_000)
+    runs.evaluate(user, Enhancer(model_file), settings)
+    assert len(list((settings.work / "scores").iterdir())) == 2
+
+
+def test_a_finished_specialist_is_used_again(runs, user, settings, model_file, monkeypatch):
+    start, calls = Enhancer(model_file), []
+
+    def personalize(recordings, **arguments):
+        calls.append(arguments)
+        mine = Enhancer(model_file)
+        mine.report = Report(KEPT, "no gain", n_steps=7, gain_db=0.25)
+        return mine
+
+    monkeypatch.setattr(runs.Enhancer, "personalize", personalize)
+    task = runs.Task(user, "tiny", "pseudose+dp")
+    _, made = runs.specialist(task, settings, start)
+    enhancer, again = runs.specialist(task, settings, start)
+    assert len(calls) == 1 and again == made and enhancer.digest == start.digest
+    assert (made["status"], made["n_steps"], made["held_out_gain_db"]) == ("kept", 7, 0.25)
+
+    runs.specialist(task, replace(settings, resume=False), start)
+    runs.specialist(task, replace(settings, seed=1), start)
+    assert [call["seed"] for call in calls] == [0, 0, 1]
+
+
+def test_a_failed_training_leaves_the_user_with_the_start_model(runs, user, settings, model_file, monkeypatch):
+    def personalize(recordings, **_):
+        raise PersonalizationError(f"{recordings}: ended without a result")
+
+    monkeypatch.setattr(runs.Enhancer, "personalize", personalize)
+    start = Enhancer(model_file)
+    enhancer, made = runs.specialist(runs.Task(user, "tiny", "auto"), settings, start)
+    assert enhancer is start
+    assert made["status"] == "failed" and made["note"].startswith("ann")    # and no path of this machine
+    assert not (settings.work / "specialists").exists()                     # so that --resume tries again
+
+
+def test_json_has_neither_nan_nor_dataclasses(runs, tables):
+    text = json.dumps(runs.plain({"mean": tables.Mean(nan, 1.0, 2)}), allow_nan=False)
+    assert runs.unplain(json.loads(text))["mean"]["n"] == 2
+    assert isnan(runs.unplain(json.loads(text))["mean"]["value"])
+
+
+def test_users_are_folders_with_tests(runs, user):
+    (user.parent / "notes").mkdir()
+    assert runs.users_in(user.parent, None) == [user]
+    assert runs.users_in(user.parent, ["bob"]) == []
