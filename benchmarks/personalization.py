@@ -48,8 +48,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 NOTES = f"""\
 Scores are means over the clips of a user, then over users, ± half of the 95 % interval over users (Student's t). Gains
 are differences within each user; "worse" counts users whose score fell below the start's (bold in the users' tables),
-and the worst user is named even if that is still a gain. A specialist that was not accepted is the generalist it started
-from, and scored as such: that is what this user would hear; so is one whose training failed.
+and the worst user is named even if that is still a gain. A specialist that was not accepted is the generalist it
+started from, and scored as such: that is what this user would hear; so is one whose training failed.
 
 SI-SDRi: improvement of the scale-invariant SDR over the noisy input; in the set `{CLEAN_SET}` SI-SDR of the output, for
 nothing should change there ({SI_SDR_LIMIT_DB:.0f} dB stands for identical). PESQ: wide band, ITU-T P.862.2.

@@ -60,7 +60,7 @@ def pesq_wide_band(estimate: np.ndarray, target: np.ndarray) -> float:
         MissingDependencyError: the package `pesq` is not installed.
     """
     try:
-        from pesq import PesqError, pesq  # type: ignore[import-untyped]
+        from pesq import PesqError, pesq
     except ModuleNotFoundError as error:
         raise _missing("PESQ", error) from error
     estimate, target = _pair(estimate, target)
@@ -84,7 +84,7 @@ def extended_stoi(estimate: np.ndarray, target: np.ndarray) -> float:
         MissingDependencyError: the package `pystoi` is not installed.
     """
     try:
-        from pystoi import stoi  # type: ignore[import-untyped]
+        from pystoi import stoi
     except ModuleNotFoundError as error:
         raise _missing("ESTOI", error) from error
     estimate, target = _pair(estimate, target)
