@@ -1,6 +1,6 @@
 """Enhancement of audio that never ends: chunks of any length in, enhanced samples out, memory of fixed size."""
 
-from math import ceil
+from math import ceil, gcd
 from types import TracebackType
 
 import numpy as np
@@ -12,13 +12,16 @@ from .rate_converter import RateConverter
 
 MAX_CHANNELS = 64
 FADE_SECONDS = 0.01     # of the switch between enhanced and untouched sound
+LARGEST_SAMPLE = 1e5    # int16 numbers kept as floats reach 32768; beyond is damage that would deafen the network
+_BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
 
 
 class EnhancementStream:
     """One stream of one or several channels through a denoiser. Make it with `Enhancer.stream`.
 
-    All that `process` and `flush` return, joined, has `delay_samples` more samples than went in: the stream's output lags
-    its input by exactly that, for every rate and every chunking. NaN and Inf are replaced by zero and counted.
+    All that `process` and `flush` return, joined, has `delay_samples` more samples than went in: the stream's output
+    lags its input by exactly that, for every rate and every chunking. NaN, Inf and what is too large to be sound are
+    replaced by zero and counted.
 
     One thread at a time may call `process`; `bypass` may be set from any thread.
     """
@@ -32,16 +35,16 @@ class EnhancementStream:
         """Pass the sound through untouched, with the same delay. Fades over 10 ms."""
         self._denoiser = denoiser
         info = denoiser.info
-        self.delay_samples = ceil(info.delay * sample_rate / info.sample_rate)
+        self.delay_samples = ceil(info.delay * self.sample_rate / info.sample_rate)
         """Samples, at the stream's rate, by which the output lags the input."""
         self._to_model: RateConverter | None = None
         self._from_model: RateConverter | None = None
-        if sample_rate != info.sample_rate:
-            self._to_model = RateConverter(sample_rate, info.sample_rate, channels)
+        if self.sample_rate != info.sample_rate:
+            self._to_model = RateConverter(self.sample_rate, info.sample_rate, channels)
             # output sample n stands for model time (n - delay_samples) * rates + the model's own delay
-            common = np.gcd(sample_rate, info.sample_rate)
-            offset = (info.delay * sample_rate - self.delay_samples * info.sample_rate) // int(common)
-            self._from_model = RateConverter(info.sample_rate, sample_rate, channels, offset)
+            offset = info.delay * self.sample_rate - self.delay_samples * info.sample_rate
+            self._from_model = RateConverter(info.sample_rate, self.sample_rate, channels,
+                                             offset // gcd(self.sample_rate, info.sample_rate))
         self.reset()
 
     @property
@@ -61,7 +64,7 @@ class EnhancementStream:
         self._wetness = 0.0 if self.bypass else 1.0
         self._n_in = self._n_out = 0
         self.n_replaced = 0
-        """Samples that were NaN or Inf since the start."""
+        """Samples that were replaced since the start, or since `reset` or `flush`."""
         for converter in (self._to_model, self._from_model):
             if converter is not None:
                 converter.reset()
@@ -81,9 +84,9 @@ class EnhancementStream:
         if samples.shape[1] != self.channels:
             raise AudioError(f"the stream has {self.channels} channels, got samples of shape {np.shape(chunk)}; "
                              f"open it with channels={samples.shape[1]}")
-        samples, replaced = replace_non_finite(samples)
-        self.n_replaced += replaced
-        out = self._advance(samples)
+        samples, n_replaced = replace_non_finite(np.where(np.abs(samples) > LARGEST_SAMPLE, np.nan, samples))
+        self.n_replaced += n_replaced
+        out = np.concatenate([self._advance(samples[i:i + _BLOCK]) for i in range(0, max(len(samples), 1), _BLOCK)])
         return out[:, 0] if mono else out
 
     def flush(self) -> np.ndarray:
@@ -147,4 +150,4 @@ class EnhancementStream:
         ramp = np.clip(ramp, 0.0, 1.0)
         self._wetness = float(ramp[-1])
         share = ramp[:, None].astype(np.float32)
-        return wet * share + dry * (1 - share)
+        return np.asarray(wet * share + dry * (1 - share))

@@ -1,0 +1,62 @@
+"""What many tests share: model files of networks that were never trained, and a voice in noise."""
+
+import numpy as np
+import pytest
+
+from pse_sdk import Enhancer
+from pse_sdk.model_format import ModelInfo
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="session")
+def tiny_network():
+    """A `tiny` network with random weights."""
+    torch = pytest.importorskip("torch")
+    from pse_sdk.training.network import build_network
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return build_network("tiny").eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_network, tmp_path_factory):
+    """Path of the model file of `tiny_network`."""
+    return export(tiny_network, tmp_path_factory.mktemp("models") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def enhancer(tiny_model):
+    return Enhancer(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def unity(tiny_network, tmp_path_factory):
+    """An Enhancer whose network changes nothing: every gain is one, every filter tap zero."""
+    import copy
+
+    import torch
+    network = copy.deepcopy(tiny_network)
+    with torch.no_grad():
+        for head, bias in ((network.gain_head, 40.0), (network.filter_head, 0.0)):
+            head.weight.zero_()
+            head.bias.fill_(bias)
+    return Enhancer(export(network, tmp_path_factory.mktemp("models") / "unity.onnx"))
+
+
+@pytest.fixture(scope="session")
+def noisy():
+    """Three seconds at 16 kHz, mono: a buzz in syllables, and white noise 10 dB below it."""
+    rng = np.random.default_rng(0)
+    time = np.arange(3 * RATE) / RATE
+    phase = 2 * np.pi * np.cumsum(120 + 15 * np.sin(2 * np.pi * 0.7 * time)) / RATE
+    buzz = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 30))
+    voice = 0.1 * np.clip(np.sin(2 * np.pi * 2 * time), 0, 1) * buzz
+    noise = rng.standard_normal(len(time)) * np.sqrt(np.mean(voice**2) / 10)
+    return (voice + noise).astype(np.float32)
+
+
+def export(network, path):
+    from pse_sdk.training.onnx_export import export_model
+    path.write_bytes(export_model(network, ModelInfo("tiny", 0, 0, 0, 0, 0)))
+    return path
