@@ -68,8 +68,8 @@ def before_after_page(title: str, rows: Sequence[Row], table: Sequence[Sequence[
     sections = "".join(_section(row, tracks, i) for i, (row, tracks) in enumerate(zip(rows, prepared, strict=True)))
     return _PAGE.format(
         title=escape(title), notes=paragraphs, table=_table(table), sections=sections, style=_STYLE, script=_SCRIPT,
-        privacy=f"This file holds {len(rows)} {'clip' if len(rows) == 1 else 'clips'} of audio ({seconds:.0f} s) "
-                "in all versions, because you asked for it. It was made on this computer, loads nothing and sends nothing; "
+        privacy=f"This file holds {len(rows)} {'clip' if len(rows) == 1 else 'clips'} of audio ({seconds:.0f} s) in "
+                "all versions, because you asked for it. It was made on this computer, loads nothing and sends nothing; "
                 "whoever gets the file can hear the clips. Delete the file, and they are gone from it.")
 
 
