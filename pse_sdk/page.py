@@ -68,9 +68,7 @@ def before_after_page(title: str, rows: Sequence[Row], table: Sequence[Sequence[
     sections = "".join(_section(row, tracks, i) for i, (row, tracks) in enumerate(zip(rows, prepared, strict=True)))
     return _PAGE.format(
         title=escape(title), notes=paragraphs, table=_table(table), sections=sections, style=_STYLE, script=_SCRIPT,
-        privacy=f"This file holds {len(rows)} {'clip' if len(rows) == 1 else 'clips'} of audio ({seconds:.0f} s) in "
-                "all versions, because you asked for it. It was made on this computer, loads nothing and sends nothing; "
-                "whoever gets the file can hear the clips. Delete the file, and they are gone from it.")
+        privacy=_PRIVACY.format(clips="1 clip" if len(rows) == 1 else f"{len(rows)} clips", seconds=seconds))
 
 
 def spectrogram_png(samples: np.ndarray, sample_rate: int, loudest: float | None = None) -> bytes:
@@ -163,6 +161,10 @@ def _png(power: np.ndarray, loudest: float | None) -> bytes:
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks)
 
+
+_PRIVACY = """This file holds {clips} of audio ({seconds:.0f} s) in all versions, because you asked for it. It was made on
+this computer, loads nothing and sends nothing; whoever gets the file can hear the clips. Delete the file, and they are
+gone from it."""
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
