@@ -162,9 +162,9 @@ def _png(power: np.ndarray, loudest: float | None) -> bytes:
         for kind, content in chunks)
 
 
-_PRIVACY = """This file holds {clips} of audio ({seconds:.0f} s) in all versions, because you asked for it. It was made on
-this computer, loads nothing and sends nothing; whoever gets the file can hear the clips. Delete the file, and they are
-gone from it."""
+_PRIVACY = """This file holds {clips} of audio ({seconds:.0f} s) in all versions, because you asked for it. It was made
+on this computer, loads nothing and sends nothing; whoever gets the file can hear the clips. Delete the file, and they
+are gone from it."""
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
