@@ -10,7 +10,9 @@ the file stays valid ONNX, and checking it needs no protobuf library.
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,8 @@ def check_seal(sealed: bytes, name: str = "model") -> bytes:
         raise ModelFileError(f"{name}: no pse_sdk model, or one that was cut off ({len(sealed)} bytes); "
                              "use a file that Enhancer.save wrote")
     if trailer[len(_TRAILER):] != hashlib.sha256(body).hexdigest().encode():
-        raise ModelFileError(f"{name}: damaged, its content does not fit its digest; restore a copy or personalize again")
+        raise ModelFileError(f"{name}: damaged, its content does not fit its digest; "
+                             "restore a copy or personalize again")
     return sealed
 
 
@@ -95,13 +98,16 @@ def read_model(path: str | os.PathLike[str]) -> bytes:
     Raises:
         ModelFileError: missing, unreadable, too large, damaged.
     """
-    path = Path(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ModelFileError(f"{path}: {path.stat().st_size} bytes, a model file has at most {MAX_FILE_BYTES}")
-        return check_seal(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); give the path of a model file") from error
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:      # ValueError: a zero byte in the path
+        raise ModelFileError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); "
+                             "give the path of a model file") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ModelFileError(f"{path}: a model file has at most {MAX_FILE_BYTES} bytes, this one has more; "
+                             "give the path of a model file")
+    return check_seal(content, str(path))
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
@@ -111,14 +117,19 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         ModelFileError: the folder is missing or not writable, or the disk is full.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if not path.name:
+        raise ModelFileError(f"{str(path)!r} names no file; give a path such as 'me.onnx'")
+    # threads of one process, too, may write the same file
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
-        raise ModelFileError(f"{path}: cannot be written ({error.strerror}); what was there is unchanged, "
-                             "choose a writable folder") from error
+    except (OSError, ValueError) as error:      # ValueError: a zero byte in the path
+        raise ModelFileError(f"{path}: cannot be written ({getattr(error, 'strerror', error)}); what was there is "
+                             "unchanged, choose a writable folder") from error
+    finally:
+        with suppress(OSError, ValueError):
+            partial.unlink()

@@ -1,4 +1,5 @@
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -185,6 +186,20 @@ def test_the_given_samples_are_left_as_they_are(enhancer):
 @pytest.mark.parametrize("rate", RATES)
 def test_silence_stays_silence(enhancer, rate):
     assert not enhancer.enhance(np.zeros(rate // 2, np.float32), rate).any()
+
+
+@pytest.mark.parametrize("quiet", [1e-20, 1e-38, 1e-40, 1e-45, 0.0])
+def test_sound_too_quiet_for_normal_floats_costs_no_more(enhancer, quiet):
+    def seconds(samples):
+        stream, times = enhancer.stream(16_000), []
+        for hop in cut(samples.astype(np.float32), [256] * 60):
+            start = time.perf_counter()
+            stream.process(hop)
+            times.append(time.perf_counter() - start)
+        return np.median(times)
+
+    samples = np.random.default_rng(0).standard_normal(61 * 256)
+    assert seconds(quiet * samples) < 4 * seconds(samples)      # denormal numbers would cost a hundred times as much
 
 
 @pytest.mark.parametrize("loud", [np.ones(16_000), np.sign(white_noise(16_000)), np.full(16_000, 1e5)],
