@@ -26,7 +26,7 @@ $(VENV)/ready: constraints.txt setup.cfg pyproject.toml
 	  { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV); the first time it takes minutes, most of them for torch ..."
 	@$(INSTALL) '$(TORCH)' --editable '.[phone,train,live,dev]'
-	@$(INSTALL) --editable '.[bench]' || { $(INSTALL) pystoi && \
+	@$(INSTALL) --editable '.[bench]' 2> /dev/null || { $(INSTALL) pystoi && \
 	  echo "PESQ is left out: its package is built with a C compiler, and that failed. Everything else is there."; }
 	@touch $@
 
