@@ -173,7 +173,7 @@ def test_a_path_that_cannot_be_read_is_a_model_file_error(tmp_path, monkeypatch,
         Enhancer(path)
 
 
-@pytest.mark.parametrize("path", ["missing/me.onnx", "file/me.onnx", "folder", "", ".", "/", "a\0b", "x" * 250, "x" * 300])
+@pytest.mark.parametrize("path", ["missing/me.onnx", "file/me.onnx", "folder", "", ".", "/", "a\0b", "x" * 250])
 def test_a_path_that_cannot_be_written_is_a_model_file_error_and_leaves_nothing(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_bytes(b"old")
