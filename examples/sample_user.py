@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from pse_sdk.config import STFT
-from pse_sdk.noise import _voice as synthetic_talker
 from pse_sdk.noise import foreign_noise
+from pse_sdk.noise import synthetic_voice as synthetic_talker
 
 PACKAGE = "asterisk-core-sounds-{}-g722"
 USER, CROWD = "en", ("fr", "it", "ru")     # not "es": its speaker is the English one

@@ -19,6 +19,9 @@ from pse_sdk.training.pretrain import save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
 
 
+CALIBRATION = ("speech_accuracy", "snr_bias_db", "snr_error_db", "share_calibration_error")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
@@ -31,7 +34,7 @@ def main() -> None:
         if what == "snr_predictor":
             predictor = SnrPredictor()
             predictor.load_state_dict(load_file(folder / "weights.safetensors"))
-            model = export_predictor(predictor, {k: last[k] for k in ("speech_accuracy", "snr_bias_db", "snr_error_db")})
+            model = export_predictor(predictor, {k: last[k] for k in CALIBRATION})
         else:
             network = build_network(what)
             network.load_state_dict(load_file(folder / "weights.safetensors"))

@@ -180,7 +180,7 @@ def _babble(n: int, rng: np.random.Generator) -> np.ndarray:
     """People talking: a few voices, and each again from elsewhere at another time."""
     crowd = np.zeros(n, np.float32)
     for _ in range(rng.integers(1, 4)):
-        voice = _voice(n, rng)
+        voice = synthetic_voice(n, rng)
         for _ in range(rng.integers(1, 4)):
             crowd += 10 ** (rng.uniform(-12, 0) / 20) * np.roll(voice, rng.integers(n))
     return _over_floor(_in_a_room(crowd, rng), rng, above_db=(5, 25))
@@ -305,8 +305,8 @@ def _in_a_room(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.fft.irfft(np.fft.rfft(samples, n_fft) * response, n_fft)[:len(samples)].astype(np.float32)
 
 
-def _voice(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Somebody talks no language: syllables of a consonant and a vowel, with melody and pauses.
+def synthetic_voice(n: int, rng: np.random.Generator) -> np.ndarray:
+    """`n` samples of somebody who talks no language: syllables of a consonant and a vowel, with melody and pauses.
 
     Pulses and hiss pass resonances that move from vowel to vowel.
     """

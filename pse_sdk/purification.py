@@ -19,21 +19,17 @@ from .onnx_denoiser import session_options
 from .stft import power_spectrogram
 
 WEIGHT_EXPONENT = 2.0
+OUTPUTS = ["speech", "share", "snr_db"]
 _CHUNK, _MARGIN = 320, 32       # frames judged at once, and how many at each inner edge are judged twice
 
 
 @dataclass(frozen=True)
 class FrameAnalysis:
-    """What the SNR predictor says of a recording. Shape: `speech`, `share` [N], both in [0, 1]."""
+    """What the SNR predictor says of a recording. Shape: all [N]."""
 
     speech: np.ndarray      # probability that the frame holds speech
-    share: np.ndarray       # of the frame's energy that is speech
-
-    @property
-    def snr_db(self) -> np.ndarray:
-        """[N], from -15 to 35 dB."""
-        share = np.clip(self.share, 1e-6, 1 - 1e-6)
-        return np.clip(10 * np.log10(share / (1 - share)), -15, 35)
+    share: np.ndarray       # of the frame's energy that is speech, 0 to 1
+    snr_db: np.ndarray      # -15 to 35, meant for frames with speech
 
     @property
     def weight(self) -> np.ndarray:
@@ -41,7 +37,7 @@ class FrameAnalysis:
         return self.share**WEIGHT_EXPONENT
 
     def part(self, start: int, stop: int) -> "FrameAnalysis":
-        return FrameAnalysis(self.speech[start:stop], self.share[start:stop])
+        return FrameAnalysis(self.speech[start:stop], self.share[start:stop], self.snr_db[start:stop])
 
 
 class FramePredictor:
@@ -58,26 +54,22 @@ class FramePredictor:
 
     @property
     def calibration(self) -> dict[str, float]:
-        """Measured on speakers and noises it was not trained on: `snr_bias_db`, `snr_error_db`, `speech_accuracy`."""
+        """Measured on speakers and noises it was not trained on: `speech_accuracy` (share of frames), `snr_bias_db`,
+        `snr_error_db` (mean absolute error) and `share_calibration_error`."""
         metadata = self._session.get_modelmeta().custom_metadata_map
-        return {key[4:]: float(value) for key, value in metadata.items()
-                if key in ("pse.snr_bias_db", "pse.snr_error_db", "pse.speech_accuracy")}
+        return {key.removeprefix("pse."): float(value) for key, value in metadata.items() if key != "pse.sha256"}
 
     def analyse(self, samples: np.ndarray) -> FrameAnalysis:
         """Judge every frame of a recording at the model's rate. Shape: `samples` [T], N = T // hop_length."""
         power = power_spectrogram(samples)
-        speech, share = np.zeros(len(power), np.float32), np.zeros(len(power), np.float32)
+        found = np.zeros((len(OUTPUTS), len(power)), np.float32)
         for start in range(0, len(power), _CHUNK - 2 * _MARGIN):
             stop = min(start + _CHUNK, len(power))
-            got_speech, got_share = self._session.run(["speech", "share"], {"power": power[None, start:stop]})
             inner = 0 if start == 0 else _MARGIN
-            speech[start + inner:stop], share[start + inner:stop] = got_speech[0, inner:], got_share[0, inner:]
+            got = np.concatenate(self._session.run(OUTPUTS, {"power": power[None, start:stop]}))
+            found[:, start + inner:stop] = got[:, inner:]
             if stop == len(power):
                 break
-        silent = power.sum(1) < 1e-7        # digital silence holds neither
-        return FrameAnalysis(np.where(silent, 0, speech), np.where(silent, 0, share))
-
-
-def frames_to_samples(frames: np.ndarray) -> np.ndarray:
-    """A value a frame [N] as a value a sample [N * hop_length]."""
-    return np.repeat(frames, STFT.hop_length)
+        silent = power.sum(1) < 1e-7        # digital silence holds neither speech nor noise
+        found[:2, silent] = 0.0
+        return FrameAnalysis(*found)

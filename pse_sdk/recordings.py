@@ -256,7 +256,7 @@ def _inputs(sources: Source | Iterable[Source],
             yield partial(_Samples, f"recording {position}", *source)
         elif isinstance(source, (str, os.PathLike)):
             try:
-                files = _audio_files(source)
+                files = audio_files(source)
             except AudioError as error:
                 leave_out(error)
                 continue
@@ -270,7 +270,7 @@ def _is_pair(source: object) -> bool:
     return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], (int, float, np.number))
 
 
-def _audio_files(source: str | os.PathLike[str]) -> list[Path]:
+def audio_files(source: str | os.PathLike[str]) -> list[Path]:
     """The file itself, or the files with a known suffix below a folder, in the order of their paths."""
     if not os.fspath(source):
         raise AudioError("expected the path of a file or folder, got an empty one")

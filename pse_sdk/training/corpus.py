@@ -7,6 +7,7 @@ files it lists, at the model's rate, mono. Decoded samples are cached as 16-bit 
 import csv
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,19 +95,29 @@ def load_corpus(folder: Path, cache: Path) -> tuple[Corpus, Corpus]:
 
     A speaker (by name) and a noise file belong to validation if the hash of their name says so, so that the parts stay
     the same when audio is added. Only rows whose split is `train` are read.
+
+    Raises:
+        AudioError: no manifest, a file that is not mono at the model's rate, or a part without speech, noise or rooms.
     """
     manifest = folder / "manifest.csv"
     if not manifest.exists():
         raise AudioError(f"{folder} has no manifest.csv; expected columns path, kind, split, corpus, name, seconds")
-    rows = [row for row in csv.DictReader(manifest.open()) if row["split"] == "train"]
+    with manifest.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
     parts: tuple[dict[str, Bank], dict[str, Bank]] = ({}, {})
     for kind in ("speech", "noise", "rir"):
-        bank = _cached_bank(folder, cache, kind, [row for row in rows if row["kind"] == kind])
+        of_kind = [row for row in rows if row["kind"] == kind]
+        if not of_kind:
+            raise AudioError(f"{manifest} lists no files of kind {kind!r} in the split 'train'; add some")
+        bank = _cached_bank(folder, cache, kind, of_kind)
         held_out = torch.tensor([_held_out(name) for name in bank.names])
         if kind == "rir":
             held_out = torch.zeros_like(held_out)
         parts[0][kind] = bank.only(~held_out)
         parts[1][kind] = bank.only(held_out) if kind != "rir" else bank
+        if not all(part[kind].n_clips for part in parts):
+            raise AudioError(f"{manifest}: {HELD_OUT_SHARE:.0%} of the names are held out for validation, which leaves one "
+                             f"part without {kind}; add more {'speakers' if kind == 'speech' else 'files'}")
     return tuple(Corpus(part["speech"], part["noise"], part["rir"]) for part in parts)  # type: ignore[return-value]
 
 
@@ -115,15 +126,22 @@ def _held_out(name: str) -> bool:
 
 
 def _cached_bank(folder: Path, cache: Path, kind: str, rows: list[dict[str, str]]) -> Bank:
-    key = hashlib.sha256(json.dumps([row["path"] for row in rows]).encode()).hexdigest()[:12]
+    paths = [folder.resolve() / row["path"] for row in rows]
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
     samples_path, index_path = cache / f"{kind}-{key}.npy", cache / f"{kind}-{key}.json"
     if not index_path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        clips = [_read(folder / row["path"]) for row in rows]
-        np.save(samples_path, np.concatenate(clips))
-        index_path.write_text(json.dumps([len(clip) for clip in clips]))
+        clips = [_read(path) for path in paths]
+        # another run may be doing the same
+        partial = cache / f"{kind}-{key}.{os.getpid()}.partial"
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate(clips))
+        partial.replace(samples_path)
+        partial.write_text(json.dumps([len(clip) for clip in clips]))
+        partial.replace(index_path)
     lengths = torch.tensor(json.loads(index_path.read_text()), dtype=torch.long)
-    samples = torch.from_numpy(np.load(samples_path))
+    samples = torch.from_numpy(np.load(samples_path, mmap_mode="c"))      # "c": torch wants to be allowed to write
     per_name: dict[tuple[str, str], int] = {}
     for row in rows:
         per_name[row["corpus"], row["name"]] = per_name.get((row["corpus"], row["name"]), 0) + 1

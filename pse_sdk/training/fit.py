@@ -41,12 +41,15 @@ class Fit:
 
 
 def items_loss(network: Denoiser, items: Items) -> Tensor:
-    """Compressed spectrum plus a tenth of the negative SNR, frames counted by their weight (mean one an item)."""
+    """Compressed spectrum plus a tenth of the negative SNR.
+
+    Frames count by their weight, whose mean over the batch is made one: noisy recordings count less than clean ones.
+    """
     mixture, target = spectrogram(items.mixture), spectrogram(items.target)
     estimate, _ = network(mixture, network.initial_state(len(mixture)))
-    weight = items.weight / items.weight.mean(1, keepdim=True).clamp_min(0.05)
-    return (compressed_spectrum_loss(estimate, target, weight)
-            + SNR_WEIGHT * negative_snr_db(estimate, target, weight).mean())
+    weight = items.weight / items.weight.mean().clamp_min(0.05)
+    snr = negative_snr_db(estimate, target, items.weight.clamp_min(1e-3))
+    return compressed_spectrum_loss(estimate, target, weight) + SNR_WEIGHT * (snr * weight.mean(1)).mean()
 
 
 def fit(

@@ -77,6 +77,12 @@ SNR_PREDICTION = Task(lambda _: SnrPredictor(), predictor_loss, evaluate_predict
                       MixingConfig(length=320 * STFT.hop_length, noise_only_share=0.1))
 
 
+def _averaged(average: Tensor, value: Tensor, n_averaged: Tensor) -> Tensor:
+    """Exponential average whose memory grows to its full length, so that random first weights are soon forgotten."""
+    n = float(n_averaged)
+    return average.lerp(value, 1 - min(AVERAGE_DECAY, (n + 1) / (n + 10)))
+
+
 def save_weights(network: torch.nn.Module, path: Path) -> None:
     """The parameters as safetensors, written whole or not at all."""
     partial = path.with_suffix(".partial")
@@ -109,8 +115,7 @@ def main() -> None:
     judged = [judge.batch(i, 32) for i in range(4)]
 
     network = task.build(args.what)
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY))
+    average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"

@@ -25,12 +25,13 @@ class Method:
     teacher_targets: bool = False   # the teacher's output for the recording, not the recording itself
     purify: bool = False            # frames count by their purification weight
     remix_share: float = 0.0        # of the items that are the teacher's speech plus noise, without the recording's own
+    clean_share: float = 0.0        # of the items that are the teacher's speech alone, to be left as it is
 
 
 METHODS = {
     "pseudose": Method(),
     "pseudose+dp": Method(purify=True),
-    "teacher+dp": Method(teacher_targets=True, purify=True, remix_share=0.5),
+    "teacher+dp": Method(teacher_targets=True, purify=True, remix_share=0.5, clean_share=0.1),
 }
 AUTO = "teacher+dp"
 
@@ -117,7 +118,10 @@ class PseudoMixtures:
         highest = (self._snr_db[pick, None] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
         highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, highest)
         snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * torch.rand(n, 1, generator=generator)
-        mixture = speech + noise * active_rms(speech) * 10 ** (-snr_db / 20)
+        alone = torch.rand(n, 1, generator=generator) < self.method.clean_share
+        speech = torch.where(alone, enhanced, speech)
+        gain = torch.where(alone, 0.0, active_rms(speech) * 10 ** (-snr_db / 20))
+        mixture = speech + noise * gain
         target = enhanced if self.method.teacher_targets else recording
         if not self.method.purify:
             weight = torch.ones_like(weight)

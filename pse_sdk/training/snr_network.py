@@ -1,8 +1,9 @@
 """The SNR predictor: for each frame of a recording, how likely it holds speech and how much of its energy is speech.
 
-It looks ahead (it judges recordings, not live sound), is trained on mixtures whose parts are known, and learns a bounded
-target, the share k = P_speech / (P_speech + P_noise), by cross-entropy: decibels of near-silent frames would dominate a
-squared error. SNR in dB follows as 10 log10(k / (1 - k)).
+It looks ahead (it judges recordings, not live sound) and is trained on mixtures whose parts are known. Three outputs a
+frame: speech or not and the share k = P_speech / (P_speech + P_noise), both by cross-entropy; and the SNR in dB, clipped to
+[-15, 35], by its absolute error in speech frames. k is an expectation, good as a weight; turned into dB it would come out
+far too low where the predictor is unsure, so the SNR is learnt by itself.
 """
 
 import io
@@ -19,6 +20,7 @@ from .mixing import Batch, active_rms
 from .network import band_matrix
 
 N_BANDS, HIDDEN = 48, 48
+DB_SCALE = 20.0             # the SNR output is in units of this
 SPEECH_BELOW_DB = 30.0      # a frame is speech if it lies within this of the talker's active level
 SHARE_BELOW_DB = 40.0       # pauses of speech this far down count as having none, also without noise
 
@@ -29,14 +31,14 @@ class SnrPredictor(nn.Module):
         bands = band_matrix(N_BANDS, STFT.n_bins)
         self.register_buffer("band_mean", bands / bands.sum(0), persistent=False)
         self.gru = nn.GRU(N_BANDS, HIDDEN, num_layers=2, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(2 * HIDDEN, 2)
+        self.head = nn.Linear(2 * HIDDEN, 3)
 
     @property
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, power: Tensor) -> Tensor:
-        """Logits [B, N, 2] (speech, share of energy) of power spectra [B, N, F]; independent of level."""
+        """[B, N, 3] (logits of speech and of its share of energy, SNR / 20 dB) of power spectra [B, N, F]; any level."""
         bands = power @ self.band_mean
         level = bands.mean((1, 2), keepdim=True)
         features = torch.log(bands / (level + 1e-9) + 1e-5) * 0.25 + 1.0
@@ -57,32 +59,41 @@ def frame_labels(batch: Batch) -> Tensor:
 
 
 def predictor_loss(network: SnrPredictor, batch: Batch) -> Tensor:
-    power = spectrogram(batch.noisy).square().sum(2)
-    return nn.functional.binary_cross_entropy_with_logits(network(power), frame_labels(batch))
+    guess = network(spectrogram(batch.noisy).square().sum(2))
+    label = frame_labels(batch)
+    snr_error = (guess[..., 2] - snr_db(label[..., 1]) / DB_SCALE).abs() * label[..., 0]
+    return (nn.functional.binary_cross_entropy_with_logits(guess[..., :2], label)
+            + snr_error.sum() / label[..., 0].sum().clamp_min(1))
 
 
 @torch.no_grad()
 def evaluate_predictor(network: SnrPredictor, batches: list[Batch]) -> dict[str, float]:
-    """Loss, accuracy of the speech decision, and the SNR's calibration in speech frames: bias and mean error in dB."""
-    losses, hits, errors = [], [], []
+    """Loss, accuracy of the speech decision, bias and mean error of the SNR in speech frames in dB, and how far the share of
+    energy is off on average within tenths of its range (expected calibration error)."""
+    losses, hits, errors, shares, truths = [], [], [], [], []
     for batch in batches:
         losses.append(predictor_loss(network, batch).item())
-        guess = torch.sigmoid(network(spectrogram(batch.noisy).square().sum(2)))
+        guess = network(spectrogram(batch.noisy).square().sum(2))
         label = frame_labels(batch)
-        hits.append(((guess[..., 0] > 0.5) == (label[..., 0] > 0.5)).float().mean().item())
-        known = (label[..., 0] > 0.5) & (label[..., 1] > 0.03) & (label[..., 1] < 0.997)
-        errors.append((_snr_db(guess[..., 1]) - _snr_db(label[..., 1]))[known])
-    error = torch.cat(errors)
-    return {"loss": sum(losses) / len(losses), "speech_accuracy": sum(hits) / len(hits),
+        hits.append(((guess[..., 0] > 0) == (label[..., 0] > 0.5)).float().mean().item())
+        errors.append((guess[..., 2] * DB_SCALE - snr_db(label[..., 1]))[label[..., 0] > 0.5])
+        shares.append(torch.sigmoid(guess[..., 1]).flatten())
+        truths.append(label[..., 1].flatten())
+    error, share, truth = torch.cat(errors), torch.cat(shares), torch.cat(truths)
+    tenth = (share * 10).long().clamp_max(9)
+    off = [(share[tenth == i].mean() - truth[tenth == i].mean()).abs() * (tenth == i).float().mean()
+           for i in range(10) if bool((tenth == i).any())]
+    return {"share_calibration_error": float(sum(off)), "loss": sum(losses) / len(losses), "speech_accuracy": sum(hits) / len(hits),
             "snr_bias_db": error.mean().item(), "snr_error_db": error.abs().mean().item()}
 
 
-def _snr_db(share: Tensor) -> Tensor:
+def snr_db(share: Tensor) -> Tensor:
+    """SNR in dB, clipped to [-15, 35], of a share of energy."""
     return (10 * torch.log10(share / (1 - share).clamp_min(1e-6) + 1e-9)).clamp(-15, 35)
 
 
 def export_predictor(network: SnrPredictor, scores: dict[str, float]) -> bytes:
-    """The sealed bytes of an ONNX file: `power` [1, N, F] to `speech` and `share` [1, N], N free."""
+    """The sealed bytes of an ONNX file: `power` [1, N, F] to `speech`, `share` and `snr_db` [1, N], N free."""
     buffer = io.BytesIO()
 
     class Probabilities(nn.Module):
@@ -90,15 +101,16 @@ def export_predictor(network: SnrPredictor, scores: dict[str, float]) -> bytes:
             super().__init__()
             self.network = network
 
-        def forward(self, power: Tensor) -> tuple[Tensor, Tensor]:
-            both = torch.sigmoid(self.network(power))
-            return both[..., 0], both[..., 1]
+        def forward(self, power: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            guess = self.network(power)
+            return torch.sigmoid(guess[..., 0]), torch.sigmoid(guess[..., 1]), (guess[..., 2] * DB_SCALE).clamp(-15, 35)
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(Probabilities().eval(), (torch.rand(1, 50, STFT.n_bins),), buffer, dynamo=False,
-                          input_names=["power"], output_names=["speech", "share"],
-                          dynamic_axes={"power": {1: "frames"}, "speech": {1: "frames"}, "share": {1: "frames"}})
+                          input_names=["power"], output_names=["speech", "share", "snr_db"],
+                          dynamic_axes={"power": {1: "frames"}, "speech": {1: "frames"}, "share": {1: "frames"},
+                                        "snr_db": {1: "frames"}})
     model = onnx.load_from_string(buffer.getvalue())
     for node in model.graph.node:
         node.doc_string = ""

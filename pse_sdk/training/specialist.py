@@ -1,5 +1,6 @@
 """Recordings -> segments -> pseudo-mixtures -> specialist -> model file: personalization from end to end, in one process."""
 
+import contextlib
 import copy
 import datetime
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ..config import STFT
+from ..config import SIZES, STFT
 from ..enhancer import Enhancer, generalist
 from ..errors import ModelFileError, PseError
 from ..model_format import ModelInfo
@@ -30,7 +31,6 @@ LEAST_SPEECH_SECONDS = 20.0
 FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
 LEAST_HARVEST_SECONDS = 3.0
 FINISH_SECONDS = 6.0        # kept back from the budget for interpolation, guard and export
-TEACHER_SIZE = "large"
 MIXES = (1.0, 0.7, 0.4)     # shares of the way from the start to the trained weights that are tried
 
 Progress = Callable[[str, float, float, str], None]
@@ -92,7 +92,7 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
 
     parts = split(stretches)
     progress("teach", 0.05, left(), "estimating the speech in the recordings")
-    teacher = _teacher(job.size)
+    teacher = _teacher()
     pairs = {name: [Pair(stretch, teacher.enhance(stretch.samples, STFT.sample_rate)) for stretch in part]
              for name, part in parts.items()}
     rng = np.random.default_rng(job.seed)
@@ -125,6 +125,10 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
                             advice=("give a larger budget_seconds, or fewer hours of recordings",))
     fitted = fit(start, mixtures, score, seconds=seconds, steps=job.steps, config=FitConfig(), on_step=on_step)
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
+
+    if fitted.score <= fitted.curve[0][1]:
+        return None, report(KEPT, f"{fitted.n_steps} training steps found nothing better than the {job.size} generalist, "
+                                  "which stays in use.", advice=("give a larger budget_seconds", *_advice(facts)))
 
     progress("judge", 0.92, left(), "comparing with the generalist on held-out parts")
     candidates = [(score(network), mix, network) for mix in MIXES for network in [interpolate(start, fitted.network, mix)]]
@@ -168,12 +172,13 @@ def _stretch(samples: np.ndarray, predictor: FramePredictor) -> Stretch:
     return Stretch(np.ascontiguousarray(samples[:whole], np.float32), predictor.analyse(samples[:whole]))
 
 
-def _teacher(size: str) -> Enhancer:
-    """The best network there is for labels: the largest generalist, or the start's own size where it is missing."""
-    try:
-        return Enhancer(size=TEACHER_SIZE)
-    except ModelFileError:
-        return Enhancer(size=size)
+def _teacher() -> Enhancer:
+    """The shipped generalist that scored best on validation mixtures."""
+    found = []
+    for size in SIZES:
+        with contextlib.suppress(ModelFileError):
+            found.append(Enhancer(size=size))
+    return max(found, key=lambda enhancer: enhancer.info.scores.get("validation_si_sdr_improvement", 0.0))
 
 
 def _one_bank(clips: Sequence[np.ndarray]) -> NoiseBanks:

@@ -1,0 +1,116 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from pse_sdk import Enhancer, Report
+from pse_sdk.cli import main
+
+RATE = 48_000
+
+
+@pytest.fixture
+def wav(tmp_path, noisy):
+    path = tmp_path / "in.wav"
+    soundfile.write(path, np.stack([noisy, noisy[::-1]], axis=1), RATE)
+    return path
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_enhance_writes_the_same_length_rate_and_channels(capsys, wav, tiny_model):
+    code, out, _ = run(capsys, "enhance", wav, "--model", tiny_model, "--json")
+    [row] = json.loads(out)
+    enhanced, rate = soundfile.read(row["target"])
+    assert (code, rate, enhanced.shape) == (0, RATE, soundfile.read(wav)[0].shape)
+
+
+def test_enhance_writes_what_the_library_returns(capsys, wav, tiny_model, enhancer, tmp_path):
+    run(capsys, "enhance", wav, "--model", tiny_model, "--out", tmp_path / "out.wav")
+    expected = enhancer.enhance(*soundfile.read(wav, dtype="float32"))
+    written = soundfile.read(tmp_path / "out.wav", dtype="float32")[0]
+    np.testing.assert_allclose(written, expected.clip(-1, 1), atol=1.1 / 32768)
+
+
+def test_enhance_takes_folders_and_makes_the_output_folder(capsys, wav, tiny_model, tmp_path):
+    code, _, _ = run(capsys, "enhance", wav.parent, "--model", tiny_model, "--out", tmp_path / "new" / "folder")
+    assert code == 0 and (tmp_path / "new" / "folder" / "in.wav").exists()
+
+
+def test_two_inputs_of_one_name_do_not_overwrite_each_other(capsys, wav, tiny_model, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "in.wav").write_bytes(wav.read_bytes())
+    code, _, err = run(capsys, "enhance", wav, tmp_path / "other", "--model", tiny_model, "--out", tmp_path / "out")
+    assert code == 2 and "in.wav" in err
+
+
+def bad_inputs(tmp_path):
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("not audio at all, only words")
+    (tmp_path / "nothing").mkdir()
+    soundfile.write(tmp_path / "zero.wav", np.zeros(0), 16_000)
+    return {"empty": tmp_path / "empty.wav", "text": tmp_path / "text.wav", "folder": tmp_path / "nothing",
+            "missing": tmp_path / "missing.wav", "zero": tmp_path / "zero.wav"}
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "folder", "missing", "zero"])
+@pytest.mark.parametrize("command", ["enhance", "personalize"])
+def test_a_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, tiny_model, command, kind):
+    options = ["--model", tiny_model] if command == "enhance" else ["--size", "tiny"]
+    code, out, err = run(capsys, command, bad_inputs(tmp_path)[kind], *options)
+    if (command, kind) == ("enhance", "zero"):
+        assert code in (0, 2)       # nothing to enhance: an empty file or a refusal, both are an answer
+        return
+    assert (code, out) == (2, "")
+    assert err.startswith("pse: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_a_flipped_byte_in_a_model_file_is_refused(capsys, wav, tiny_model, tmp_path):
+    damaged = bytearray(tiny_model.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "damaged.onnx").write_bytes(damaged)
+    code, _, err = run(capsys, "enhance", wav, "--model", tmp_path / "damaged.onnx")
+    assert code == 2 and "damaged" in err
+
+
+def test_errors_are_json_for_programs(capsys):
+    code, out, err = run(capsys, "enhance", "no/such.wav", "--json", "--size", "tiny")
+    assert code == 2 and "no/such.wav" in json.loads(out)["error"] and err == ""
+
+
+def test_info_says_what_a_model_is(capsys, tiny_model):
+    code, out, _ = run(capsys, "info", "--model", tiny_model, "--json")
+    facts = json.loads(out)
+    assert (code, facts["size"], facts["sample_rate"], facts["delay"]) == (0, "tiny", 16_000, 256)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_personalize_refuses_an_unwritable_target_before_it_trains(capsys, wav, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, _, err = run(capsys, "personalize", wav, "--out", tmp_path / "locked" / "me.onnx")
+    assert code == 2 and "me.onnx" in err
+
+
+def test_personalize_refuses_a_missing_folder_before_it_trains(capsys, wav, tmp_path):
+    code, _, err = run(capsys, "personalize", wav, "--out", tmp_path / "no" / "folder" / "me.onnx")
+    assert code == 2 and "me.onnx" in err
+
+
+@pytest.mark.parametrize("status", ["accepted", "kept"])
+def test_a_kept_model_does_not_replace_the_file_that_is_there(capsys, wav, tmp_path, tiny_model, monkeypatch, status):
+    def fake(cls, recordings, **options):
+        enhancer = Enhancer(tiny_model)
+        enhancer.report = Report(status, "a verdict")
+        return enhancer
+    monkeypatch.setattr(Enhancer, "personalize", classmethod(fake))
+    target = tmp_path / "me.onnx"
+    target.write_bytes(b"last good model")
+    code, out, _ = run(capsys, "personalize", wav, "--out", target)
+    assert code == 0 and "a verdict" in out
+    assert (target.read_bytes() == b"last good model") == (status == "kept")

@@ -1,0 +1,82 @@
+import time
+
+import pytest
+import torch
+
+from pse_sdk.training.fit import FitConfig, fit, items_loss
+from pse_sdk.training.specialist import interpolate
+from pse_sdk.training.network import build_network
+from pse_sdk.training.pseudo_mixtures import Items
+
+
+class Tones:
+    """Tones in white noise, as a source of items."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, n: int) -> Items:
+        time_axis = torch.arange(40 * 256) / 16_000
+        pitch = 200 + 2000 * torch.rand(n, 1, generator=self.generator)
+        target = torch.sin(2 * torch.pi * pitch * time_axis)
+        mixture = target + torch.randn(n, 40 * 256, generator=self.generator)
+        return Items(mixture, target, torch.ones(n, 40))
+
+
+@pytest.fixture(scope="module")
+def start():
+    torch.manual_seed(0)
+    return build_network("tiny").eval()
+
+
+@pytest.fixture(scope="module")
+def held_out_loss():
+    items = Tones(seed=1).draw(16)
+
+    @torch.no_grad()
+    def score(network) -> float:
+        return -float(items_loss(network, items))
+    return score
+
+
+def test_training_lowers_the_loss_on_tones_that_it_has_not_heard(start, held_out_loss):
+    fitted = fit(start, Tones(), held_out_loss, seconds=60, steps=40, config=FitConfig(batch=8))
+    assert fitted.score > held_out_loss(start) + 0.1
+    assert held_out_loss(fitted.network) == pytest.approx(fitted.score)
+
+
+def test_the_start_network_is_left_as_it_was(start, held_out_loss):
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    fit(start, Tones(), held_out_loss, seconds=60, steps=5, config=FitConfig(batch=2))
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
+
+
+def test_the_same_number_of_steps_gives_the_same_weights(start, held_out_loss):
+    first, second = (fit(start, Tones(), held_out_loss, seconds=60, steps=6, config=FitConfig(batch=2))
+                     for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in
+               zip(first.network.parameters(), second.network.parameters(), strict=True))
+
+
+def test_the_start_wins_where_every_step_makes_it_worse(start):
+    calls = iter(range(1000))
+    fitted = fit(start, Tones(), lambda network: -float(next(calls)), seconds=60, steps=6, config=FitConfig(batch=2))
+    assert fitted.score == 0.0
+    assert all(torch.equal(a, b) for a, b in zip(fitted.network.parameters(), start.parameters(), strict=True))
+
+
+def test_a_budget_without_a_number_of_steps_is_kept(start, held_out_loss):
+    began = time.monotonic()
+    fitted = fit(start, Tones(), held_out_loss, seconds=3.0, config=FitConfig(batch=2))
+    # a machine that stalls for a whole step and a validation may be late by those, not by more
+    assert time.monotonic() - began < 6.0
+    assert fitted.n_steps >= 1
+
+
+def test_interpolation_ends_at_its_ends(start):
+    torch.manual_seed(1)
+    end = build_network("tiny")
+    for mix, same in ((0.0, start), (1.0, end)):
+        network = interpolate(start, end, mix)
+        for a, b in zip(network.parameters(), same.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)

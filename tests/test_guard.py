@@ -1,0 +1,131 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pse_sdk.config import STFT
+from pse_sdk.purification import FrameAnalysis
+from pse_sdk.segments import Stretch
+from pse_sdk.training.corpus import Bank
+from pse_sdk.training.fit import FitConfig, fit, items_loss
+from pse_sdk.training.guard import HeldOut, Score, enhance_batch, held_out, judge, lower_bound, si_sdr_db
+from pse_sdk.training.network import build_network
+from pse_sdk.training.pseudo_mixtures import Items, NoiseBanks, Pair
+
+N_FRAMES = 1200
+
+
+def voice(n: int, seed: int) -> np.ndarray:
+    """A gliding buzz in syllables."""
+    rng = np.random.default_rng(seed)
+    pitch = 120 + 40 * np.sin(np.arange(n) / 16_000 * 2 * np.pi * 0.9 + rng.uniform(0, 6))
+    phase = np.cumsum(2 * np.pi * pitch / 16_000)
+    syllables = np.clip(np.sin(np.arange(n) / 16_000 * 2 * np.pi * 2), 0.05, 1)
+    return (0.1 * syllables * sum(np.sin(k * phase) / k for k in range(1, 20))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def material() -> HeldOut:
+    speech = voice(N_FRAMES * STFT.hop_length, seed=0)
+    ones = np.ones(N_FRAMES)
+    pair = Pair(Stretch(speech, FrameAnalysis(ones, ones * 0.9, ones * 20)), speech)
+    rng = np.random.default_rng(1)
+    noises = [NoiseBanks((Bank.of([rng.standard_normal(100_000).astype(np.float32)], [1.0]),), (1.0,)) for _ in "ab"]
+    return held_out([pair], *noises, most_segments=4, seed=0)
+
+
+@pytest.fixture(scope="module")
+def start():
+    torch.manual_seed(0)
+    return build_network("tiny").eval()
+
+
+@pytest.fixture(scope="module")
+def better(start, material):
+    """Trained on the very voice and noise of the material, for once."""
+    class Source:
+        def draw(self, n: int) -> Items:
+            pick = torch.randperm(len(material.mixture))[:n]
+            weight = torch.ones(len(pick), material.mixture.shape[1] // STFT.hop_length)
+            return Items(material.mixture[pick], material.reference[pick], weight)
+
+    torch.manual_seed(2)
+    return fit(start, Source(), lambda n: 0.0 if n is start else 1.0, seconds=60, steps=40,      # type: ignore[arg-type]
+               config=FitConfig(batch=8, validations=1)).network
+
+
+def test_a_network_that_learnt_the_noise_passes(better, start, material):
+    gain, checks = judge(better, start, material)
+    assert gain > 1.0
+    assert {check.name for check in checks if not check.passed} <= {"clean_db"}
+
+
+def test_the_start_itself_is_not_accepted(start, material):
+    gain, checks = judge(copy.deepcopy(start), start, material)
+    assert gain == 0.0
+    assert not all(check.passed for check in checks)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_start_with_shaken_weights_is_not_accepted(start, material, seed):
+    torch.manual_seed(seed)
+    shaken = copy.deepcopy(start)
+    with torch.no_grad():
+        for value in shaken.parameters():
+            value.add_(0.02 * value.abs().mean() * torch.randn_like(value))
+    assert not all(check.passed for check in judge(shaken, start, material)[1])
+
+
+def test_a_network_that_mutes_everything_is_not_accepted(start, material):
+    mute = copy.deepcopy(start)
+    with torch.no_grad():
+        mute.gain_head.bias.fill_(-30.0)
+        mute.gain_head.weight.zero_()
+    assert not all(check.passed for check in judge(mute, start, material)[1])
+
+
+def test_a_network_that_returns_nan_is_not_accepted(start, material):
+    broken = copy.deepcopy(start)
+    with torch.no_grad():
+        broken.gain_head.bias.fill_(float("nan"))
+    assert not all(check.passed for check in judge(broken, start, material)[1])
+
+
+def test_the_score_of_the_start_is_zero_and_the_better_network_has_more(start, better, material):
+    score = Score(start, material)
+    assert score(start) == pytest.approx(0.0, abs=1e-5)
+    assert score(better) > 0.5
+
+
+def test_items_of_one_segment_are_not_counted_as_independent():
+    rng = np.random.default_rng(0)
+    gains = np.repeat(rng.standard_normal(6) + 0.4, 50)
+    together = lower_bound(gains, np.repeat(np.arange(6), 50), np.random.default_rng(1))
+    alone = lower_bound(gains, np.arange(300), np.random.default_rng(1))
+    assert together < alone < gains.mean()
+
+
+def test_si_sdr_ignores_scale_and_offset():
+    target = torch.from_numpy(voice(16_000, 3))[None]
+    estimate = target + 0.01 * torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0))
+    assert si_sdr_db(3 * estimate + 0.2, target) == pytest.approx(float(si_sdr_db(estimate, target)), abs=1e-2)
+
+
+def test_batches_are_enhanced_as_a_stream_would(start):
+    from pse_sdk.model_format import ModelInfo
+    from pse_sdk.onnx_denoiser import OnnxDenoiser
+    from pse_sdk.stream import EnhancementStream
+    from pse_sdk.training.onnx_export import export_model
+    noisy = voice(50 * STFT.hop_length, seed=4)
+    stream = EnhancementStream(OnnxDenoiser(export_model(copy.deepcopy(start), ModelInfo("tiny", 0, 0, 0, 0, 0))), 16_000)
+    streamed = np.concatenate([stream.process(noisy), stream.flush()])[STFT.delay:]
+    batch = enhance_batch(start, torch.from_numpy(noisy)[None])[0].numpy()
+    np.testing.assert_allclose(streamed, batch, atol=1e-5)
+
+
+def test_the_loss_of_items_falls_when_the_estimate_is_right(start, better, material):
+    weight = torch.ones(len(material.mixture), material.mixture.shape[1] // STFT.hop_length)
+    items = Items(material.mixture, material.reference, weight)
+    with torch.no_grad():
+        assert items_loss(better, items) < items_loss(start, items)

@@ -1,0 +1,170 @@
+"""Personalization from the outside: the child process, what it refuses, what it leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pse_sdk import Enhancer, job
+from pse_sdk.enhancer import generalist
+from pse_sdk.errors import (
+    AudioError,
+    MissingDependencyError,
+    ModelFileError,
+    PersonalizationCancelled,
+    PersonalizationError,
+    SettingsError,
+)
+from pse_sdk.noise import foreign_noise
+
+RATE = 16_000
+
+
+def shipped(*sizes: str) -> bool:
+    try:
+        return all(generalist(size).with_suffix(".safetensors").exists() for size in sizes)
+    except ModelFileError:
+        return False
+
+
+needs_models = pytest.mark.skipif(not shipped("tiny"), reason="this checkout has no tiny generalist")
+data = os.environ.get("PSE_DATA")
+
+
+@pytest.fixture
+def hum() -> tuple[np.ndarray, int]:
+    """Half a minute without a word."""
+    return foreign_noise(30.0, np.random.default_rng(0), "hum"), RATE
+
+
+@pytest.fixture(autouse=True)
+def temporary_files(tmp_path, monkeypatch):
+    """Job folders go below the test's own folder, so that what is left of them can be seen."""
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert not list(folder.iterdir()), "a job folder was left behind"
+
+
+@pytest.fixture(scope="module")
+def reader_recordings() -> list[tuple[np.ndarray, int]]:
+    """Two recordings of a reader in an office hum, made from real speech."""
+    if not data:
+        pytest.skip("needs the audio that PSE_DATA names")
+    rng = np.random.default_rng(0)
+    speaker = sorted((Path(data) / "speech" / "users").iterdir())[0]
+    clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(speaker.iterdir())[:16]]
+    recordings = []
+    for part in (clips[:8], clips[8:]):
+        speech = np.concatenate([piece for clip in part for piece in (np.zeros(RATE, np.float32), clip)])
+        noise = foreign_noise(len(speech) / RATE, rng, "coloured")[:len(speech)]
+        recordings.append(((speech + noise * np.sqrt(np.mean(speech**2) / np.mean(noise**2) / 5)).astype(np.float32),
+                           RATE))
+    return recordings
+
+
+@needs_models
+def test_recordings_without_speech_leave_the_generalist(hum):
+    enhancer = Enhancer.personalize([hum], size="tiny", budget_seconds=30)
+    assert enhancer.report.status == "insufficient_data"
+    assert enhancer.digest == Enhancer(size="tiny").digest
+    assert enhancer.report.advice
+
+
+@needs_models
+def test_a_short_training_ends_in_a_model_that_is_not_worse_and_a_report(reader_recordings, tmp_path):
+    enhancer = Enhancer.personalize(reader_recordings, size="tiny", budget_seconds=60, steps=25, threads=1)
+    report = enhancer.report
+    assert report.status in ("accepted", "kept")
+    assert report.n_steps == 25
+    assert 60 < report.seconds_of_speech < report.seconds_recorded
+    assert 0 < report.snr_db < 15
+    if report.accepted:
+        assert all(check.passed for check in report.checks)
+        assert enhancer.info.method == "teacher+dp"
+        assert enhancer.info.generalist == Enhancer(size="tiny").digest
+    else:
+        assert enhancer.digest == Enhancer(size="tiny").digest
+    enhancer.save(tmp_path / "mine.onnx")
+    assert Enhancer(tmp_path / "mine.onnx").digest == enhancer.digest
+
+
+@needs_models
+def test_progress_starts_at_nothing_and_never_runs_back(hum):
+    seen = []
+    Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=lambda progress: seen.append(progress))
+    assert seen[0].stage == "read" and len(seen) > 1
+    done = [progress.done for progress in seen]
+    assert done == sorted(done)
+    assert all(0 <= progress.seconds_left <= 30 for progress in seen)
+
+
+@needs_models
+def test_returning_false_cancels(hum):
+    with pytest.raises(PersonalizationCancelled):
+        Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=lambda progress: progress.stage == "read")
+
+
+@needs_models
+def test_an_error_in_the_callers_own_callback_reaches_the_caller(hum):
+    def broken(progress):
+        if progress.stage != "read":
+            raise RuntimeError("the application's own fault")
+    with pytest.raises(RuntimeError, match="own fault"):
+        Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=broken)
+
+
+@needs_models
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_killed_training_process_is_one_line_of_our_own(hum, monkeypatch):
+    class Killed(subprocess.Popen):
+        def __init__(self, *args, **keywords):
+            super().__init__(*args, **keywords)
+            time.sleep(0.2)
+            self.send_signal(signal.SIGKILL)
+    monkeypatch.setattr(job.subprocess, "Popen", Killed)
+    with pytest.raises(PersonalizationError, match="unchanged"):
+        Enhancer.personalize([hum], size="tiny", budget_seconds=30)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"method": "magic"}, {"size": "huge"}, {"budget_seconds": 3}, {"budget_seconds": float("nan")}, {"threads": 0},
+    {"steps": 0}, {"seed": -1}, {"seed": 1.5},
+])
+def test_a_wrong_setting_is_refused_before_anything_is_read(wrong):
+    with pytest.raises(SettingsError) as refusal:
+        Enhancer.personalize("no/such/folder", **wrong)
+    assert str(next(iter(wrong.values()))) in str(refusal.value)
+
+
+def test_a_missing_recording_is_named(tmp_path):
+    with pytest.raises(AudioError, match="monday.wav"):
+        Enhancer.personalize(tmp_path / "monday.wav")
+
+
+def test_without_torch_the_error_says_what_to_install(hum, monkeypatch):
+    find = job.importlib.util.find_spec
+    monkeypatch.setattr(job.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    with pytest.raises(MissingDependencyError, match=r"pse_sdk\[train\]"):
+        Enhancer.personalize([hum])
+
+
+def test_the_library_prints_nothing(hum, capfd):
+    if not shipped("tiny"):
+        pytest.skip("this checkout has no tiny generalist")
+    Enhancer.personalize([hum], size="tiny", budget_seconds=30)
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err == ""
+
+
+def test_importing_the_front_door_does_not_import_torch():
+    code = "import sys, pse_sdk; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from pse_sdk.config import STFT
+from pse_sdk.purification import FrameAnalysis
+from pse_sdk.segments import Stretch
+from pse_sdk.training.corpus import Bank
+from pse_sdk.training.pseudo_mixtures import METHODS, SEGMENT_FRAMES, Method, NoiseBanks, Pair, PseudoMixtures
+
+N_FRAMES = 3 * SEGMENT_FRAMES
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def pair(rng: np.random.Generator) -> Pair:
+    """A recording whose every frame counts as speech at 10 dB, and half of it as the teacher's estimate."""
+    samples = rng.standard_normal(N_FRAMES * STFT.hop_length).astype(np.float32) * 0.1
+    frames = FrameAnalysis(np.ones(N_FRAMES), np.linspace(0.5, 1.0, N_FRAMES), np.full(N_FRAMES, 10.0))
+    return Pair(Stretch(samples, frames), samples * 0.5)
+
+
+@pytest.fixture
+def noises(rng: np.random.Generator) -> NoiseBanks:
+    return NoiseBanks((Bank.of([rng.standard_normal(40_000).astype(np.float32)], [1.0]),), (1.0,))
+
+
+def draw(pair: Pair, noises: NoiseBanks, method: Method, n: int = 64, seed: int = 0):
+    return PseudoMixtures([pair], noises, method, seed).draw(n)
+
+
+def test_the_target_of_pseudose_is_the_recording_itself(pair, noises):
+    items = draw(pair, noises, METHODS["pseudose"])
+    recording = torch.from_numpy(pair.stretch.samples)
+    for target in items.target[:4]:
+        windows = recording.unfold(0, target.numel(), STFT.hop_length)
+        likeness = (windows @ target) / (windows.norm(dim=1) * target.norm())
+        assert likeness.max() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_only_purification_weighs_frames(pair, noises):
+    assert (draw(pair, noises, METHODS["pseudose"]).weight == 1).all()
+    weight = draw(pair, noises, METHODS["pseudose+dp"]).weight
+    assert weight.std() > 0.05 and weight.min() >= 0.25 - 1e-6 and weight.max() <= 1
+
+
+def test_injected_noise_drowns_the_noise_that_the_recording_holds(pair, noises):
+    items = draw(pair, noises, METHODS["pseudose"], n=256)
+    added = items.mixture - items.target
+    snr_db = 10 * torch.log10(items.target.square().mean(1) / added.square().mean(1))
+    assert snr_db.max() < 10.0 - 8.0 + 0.5     # the recording's SNR less the margin
+    assert snr_db.min() > -5.5
+
+
+def test_clean_items_are_their_own_target(pair, noises):
+    items = draw(pair, noises, Method(teacher_targets=True, clean_share=1.0))
+    torch.testing.assert_close(items.mixture, items.target)
+
+
+def test_remixed_items_do_not_hold_the_recordings_own_noise(pair, noises):
+    recording = draw(pair, noises, Method(teacher_targets=True, remix_share=0.0))
+    remixed = draw(pair, noises, Method(teacher_targets=True, remix_share=1.0, clean_share=1.0))
+    assert (recording.mixture - recording.target).square().mean() > 0.1
+    assert (remixed.mixture - remixed.target).square().mean() < 1e-6
+
+
+def test_the_same_seed_draws_the_same_items(pair, noises):
+    first, second = (draw(pair, noises, METHODS["teacher+dp"], seed=7) for _ in range(2))
+    other = draw(pair, noises, METHODS["teacher+dp"], seed=8)
+    assert torch.equal(first.mixture, second.mixture)
+    assert not torch.equal(first.mixture, other.mixture)
+
+
+def test_noise_is_drawn_at_unit_level_whatever_bank_it_comes_from(rng):
+    quiet = Bank.of([rng.standard_normal(30_000).astype(np.float32) * 1e-3], [1.0])
+    loud = Bank.of([rng.standard_normal(500).astype(np.float32)], [1.0])
+    noise = NoiseBanks((quiet, loud), (0.5, 0.5)).draw(20, 8000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(noise.square().mean(1), torch.ones(20), rtol=1e-2, atol=0)
