@@ -116,8 +116,8 @@ def load_corpus(folder: Path, cache: Path) -> tuple[Corpus, Corpus]:
         parts[0][kind] = bank.only(~held_out)
         parts[1][kind] = bank.only(held_out) if kind != "rir" else bank
         if not all(part[kind].n_clips for part in parts):
-            raise AudioError(f"{manifest}: {HELD_OUT_SHARE:.0%} of the names are held out for validation, which leaves one "
-                             f"part without {kind}; add more {'speakers' if kind == 'speech' else 'files'}")
+            raise AudioError(f"{manifest}: {HELD_OUT_SHARE:.0%} of the names are held out for validation, which leaves "
+                             f"one part without {kind}; add more {'speakers' if kind == 'speech' else 'files'}")
     return tuple(Corpus(part["speech"], part["noise"], part["rir"]) for part in parts)  # type: ignore[return-value]
 
 

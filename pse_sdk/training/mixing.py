@@ -1,8 +1,9 @@
-"""Endless mixtures for pre-training, a batch at a time and all in torch: speech, rooms, noises, levels, telephone bands."""
+"""Endless mixtures for pre-training, a batch at a time, all in torch: speech, rooms, noises, levels, telephone bands."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +66,7 @@ class Mixer:
         speech, noise = self._drawn
         noise = noise.roll(step % 2, dims=0)
 
-        generator = torch.Generator().manual_seed((self.seed << 40) + step)
+        generator = _generator(self.seed, 0, step)
         uniform, chance = _sampler(size, generator)
         fade = 10 ** (uniform(-12, 12) / 20 * torch.linspace(-0.5, 0.5, length))     # noises come and go
         noise = torch.where(chance(0.3), noise * fade, noise)
@@ -86,7 +87,7 @@ class Mixer:
     def _draw_sources(self, draw: int, size: int) -> tuple[Tensor, Tensor]:
         """Speech and noise [B, T], through equalisers, speech also through rooms."""
         config, length = self.config, self.config.length
-        generator = torch.Generator().manual_seed((self.seed << 40) + (1 << 39) + draw)
+        generator = _generator(self.seed, 1, draw)
         uniform, chance = _sampler(size, generator)
         speech = self.corpus.speech.draw(size, length, generator, max_speed_change=config.max_speed_change)
         speech = self._filtered(speech, generator, rooms=chance(config.room_share))
@@ -137,6 +138,11 @@ class Mixer:
         signals = signals.clone()
         signals[index] = torch.fft.irfft(spectrum * gain, self._n_fft)[:, : signals.shape[1]]
         return signals
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """One of its own for each row of numbers. torch heeds only the lowest 32 bits of a seed, so they are hashed."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def _sampler(size: int, generator: torch.Generator) -> tuple[Callable[..., Tensor], Callable[[float], Tensor]]:
