@@ -76,6 +76,13 @@ def cut(stretch: Stretch, start: int, stop: int) -> Stretch:
     return Stretch(stretch.samples[start * hop:stop * hop], stretch.frames.part(start, stop))
 
 
+def pauses(frames: FrameAnalysis) -> np.ndarray:
+    """Which frames [N] surely hold no speech: they start and end a collar away from it."""
+    speech = frames.speech >= PAUSE_PROBABILITY
+    near_speech = np.convolve(speech, np.ones(2 * PAUSE_COLLAR + 1), mode="full")[PAUSE_COLLAR:][:len(speech)] > 0.5
+    return np.asarray(~near_speech)
+
+
 def harvest_pauses(stretches: Sequence[Stretch]) -> list[np.ndarray]:
     """The noise [T] of each stretch: its pauses, joined with short cross-fades. Stretches without pauses give none."""
     found = []

@@ -34,7 +34,7 @@ def draw(pair: Pair, noises: NoiseBanks, method: Method, n: int = 64, seed: int 
 
 
 def test_the_target_of_pseudose_is_the_recording_itself(pair, noises):
-    items = draw(pair, noises, METHODS["pseudose"])
+    items = draw(pair, noises, Method(clean_share=0, noise_share=0))
     recording = torch.from_numpy(pair.stretch.samples)
     for target in items.target[:4]:
         windows = recording.unfold(0, target.numel(), STFT.hop_length)
@@ -44,12 +44,12 @@ def test_the_target_of_pseudose_is_the_recording_itself(pair, noises):
 
 def test_only_purification_weighs_frames(pair, noises):
     assert (draw(pair, noises, METHODS["pseudose"]).weight == 1).all()
-    weight = draw(pair, noises, METHODS["pseudose+dp"]).weight
+    weight = draw(pair, noises, Method(purify=True, noise_share=0)).weight
     assert weight.std() > 0.05 and weight.min() >= 0.25 - 1e-6 and weight.max() <= 1
 
 
 def test_injected_noise_drowns_the_noise_that_the_recording_holds(pair, noises):
-    items = draw(pair, noises, METHODS["pseudose"], n=256)
+    items = draw(pair, noises, Method(clean_share=0, noise_share=0), n=256)
     added = items.mixture - items.target
     snr_db = 10 * torch.log10(items.target.square().mean(1) / added.square().mean(1))
     assert snr_db.max() < 10.0 - 8.0 + 0.5     # the recording's SNR less the margin
@@ -57,13 +57,18 @@ def test_injected_noise_drowns_the_noise_that_the_recording_holds(pair, noises):
 
 
 def test_clean_items_are_their_own_target(pair, noises):
-    items = draw(pair, noises, Method(teacher_targets=True, clean_share=1.0))
+    items = draw(pair, noises, Method(teacher_targets=True, clean_share=1.0, noise_share=0))
     torch.testing.assert_close(items.mixture, items.target)
 
 
+def test_items_of_noise_alone_are_to_be_silenced(pair, noises):
+    items = draw(pair, noises, Method(noise_share=1.0))
+    assert items.target.abs().max() == 0 and items.mixture.square().mean() > 0.9
+
+
 def test_remixed_items_do_not_hold_the_recordings_own_noise(pair, noises):
-    recording = draw(pair, noises, Method(teacher_targets=True, remix_share=0.0))
-    remixed = draw(pair, noises, Method(teacher_targets=True, remix_share=1.0, clean_share=1.0))
+    recording = draw(pair, noises, Method(teacher_targets=True, remix_share=0, clean_share=0, noise_share=0))
+    remixed = draw(pair, noises, Method(teacher_targets=True, clean_share=1.0, noise_share=0))
     assert (recording.mixture - recording.target).square().mean() > 0.1
     assert (remixed.mixture - remixed.target).square().mean() < 1e-6
 

@@ -48,7 +48,8 @@ def items_loss(network: Denoiser, items: Items) -> Tensor:
     mixture, target = spectrogram(items.mixture), spectrogram(items.target)
     estimate, _ = network(mixture, network.initial_state(len(mixture)))
     weight = items.weight / items.weight.mean().clamp_min(0.05)
-    snr = negative_snr_db(estimate, target, items.weight.clamp_min(1e-3))
+    has_speech = items.target.square().sum(1) > 0
+    snr = torch.where(has_speech, negative_snr_db(estimate, target, items.weight.clamp_min(1e-3)), 0.0)
     return compressed_spectrum_loss(estimate, target, weight) + SNR_WEIGHT * (snr * weight.mean(1)).mean()
 
 

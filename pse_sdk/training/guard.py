@@ -110,7 +110,7 @@ class Score:
         elsewhere = si_sdr_db(enhance_batch(network, material.elsewhere), material.reference) - self._elsewhere
         louder = _level_db(enhance_batch(network, material.pauses)) - self._pause_db
         return float(gain.clamp_max(MOST_GAIN_DB).mean() + 0.5 * elsewhere.mean().clamp_max(0)
-                     - 0.25 * louder.clamp_min(0))
+                     - 0.25 * (louder - WORST_PAUSE_DB).clamp_min(0))
 
 
 def _level_db(samples: Tensor) -> Tensor:

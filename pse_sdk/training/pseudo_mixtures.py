@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import STFT
-from ..segments import Stretch
+from ..segments import Stretch, pauses
 from .corpus import Bank
 from .mixing import active_rms
 
@@ -25,13 +25,15 @@ class Method:
     teacher_targets: bool = False   # the teacher's output for the recording, not the recording itself
     purify: bool = False            # frames count by their purification weight
     remix_share: float = 0.0        # of the items that are the teacher's speech plus noise, without the recording's own
-    clean_share: float = 0.0        # of the items that are the teacher's speech alone, to be left as it is
+    clean_share: float = 0.1        # of the items that are the teacher's speech alone, to be left as it is
+    noise_share: float = 0.05       # of the items that are noise alone, to be silenced
+    pauses_are_silent: bool = False     # frames that surely hold no speech count in full, with silence as their target
 
 
 METHODS = {
     "pseudose": Method(),
-    "pseudose+dp": Method(purify=True),
-    "teacher+dp": Method(teacher_targets=True, purify=True, remix_share=0.5, clean_share=0.1),
+    "pseudose+dp": Method(purify=True, pauses_are_silent=True),
+    "teacher+dp": Method(purify=True, pauses_are_silent=True, teacher_targets=True, remix_share=0.5),
 }
 AUTO = "teacher+dp"
 
@@ -84,9 +86,14 @@ class PseudoMixtures:
         self._generator = torch.Generator().manual_seed(seed)
         hop = STFT.hop_length
         usable = [pair for pair in pairs if pair.stretch.n_frames >= SEGMENT_FRAMES]
+        silent = [method.pauses_are_silent & pauses(pair.stretch.frames) for pair in usable]
+        weights = [np.where(quiet, 1.0, pair.stretch.frames.weight) for quiet, pair in zip(silent, usable, strict=True)]
         self._noisy = torch.from_numpy(np.concatenate([pair.stretch.samples for pair in usable]))
         self._enhanced = torch.from_numpy(np.concatenate([pair.enhanced for pair in usable]).astype(np.float32))
-        self._weight = torch.from_numpy(np.concatenate([pair.stretch.frames.weight for pair in usable])).float()
+        self._weight = torch.from_numpy(np.concatenate(weights)).float()
+        goals = [(pair.enhanced if method.teacher_targets else pair.stretch.samples) * _gate(quiet)
+                 for quiet, pair in zip(silent, usable, strict=True)]
+        self._goal = torch.from_numpy(np.concatenate(goals).astype(np.float32))
         starts, snr_db, base = [], [], 0
         for pair in usable:
             stretch = pair.stretch
@@ -109,7 +116,7 @@ class PseudoMixtures:
         pick = torch.randint(len(self._starts), (n,), generator=generator)
         start = self._starts[pick, None]
         index = start * hop + torch.arange(SEGMENT_FRAMES * hop)
-        recording, enhanced = self._noisy[index], self._enhanced[index]
+        recording, enhanced, goal = self._noisy[index], self._enhanced[index], self._goal[index]
         weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
 
         remix = torch.rand(n, 1, generator=generator) < self.method.remix_share
@@ -121,9 +128,15 @@ class PseudoMixtures:
         alone = torch.rand(n, 1, generator=generator) < self.method.clean_share
         speech = torch.where(alone, enhanced, speech)
         gain = torch.where(alone, 0.0, active_rms(speech) * 10 ** (-snr_db / 20))
-        mixture = speech + noise * gain
-        target = enhanced if self.method.teacher_targets else recording
-        if not self.method.purify:
-            weight = torch.ones_like(weight)
+        silent = torch.rand(n, 1, generator=generator) < self.method.noise_share
+        mixture = torch.where(silent, noise, speech + noise * gain)
+        target = torch.where(silent, 0.0, torch.where(alone, enhanced, goal))
+        weight = torch.where(silent, 1.0, weight) if self.method.purify else torch.ones_like(weight)
         scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
         return Items(mixture * scale, target * scale, weight)
+
+
+def _gate(silent: np.ndarray) -> np.ndarray:
+    """Samples' gains [N * hop]: zero in the frames that are `silent` [N], fading over a hop."""
+    hop = STFT.hop_length
+    return np.interp(np.arange(len(silent) * hop), np.arange(len(silent)) * hop + hop / 2, 1.0 - silent)
