@@ -1,0 +1,177 @@
+import csv
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+
+from pse_sdk.config import STFT
+
+torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
+from pse_sdk.training import pretrain  # noqa: E402
+from pse_sdk.training.corpus import _held_out  # noqa: E402
+from pse_sdk.training.mixing import Mixer, MixingConfig  # noqa: E402
+from pse_sdk.training.network import build_network  # noqa: E402
+from pse_sdk.training.snr_network import SnrPredictor  # noqa: E402
+
+RATE = STFT.sample_rate
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Speakers who hum, and white noise: a tone for each speaker, three of either, one of them for validation."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    time = np.arange(RATE) / RATE
+    room = np.zeros(400)
+    room[[0, 150]] = 1.0, 0.3
+    files = {"rir/0.wav": ("rir", room)}
+    for i in (0, 1, next(i for i in range(1000) if _held_out(f"test/speech{i}"))):
+        files[f"speech/{i}.wav"] = ("speech", 0.3 * np.sin(2 * np.pi * (300 + 170 * i % 900) * time))
+    for i in (0, 1, next(i for i in range(1000) if _held_out(f"noise/{i}.wav"))):
+        files[f"noise/{i}.wav"] = ("noise", 0.1 * rng.standard_normal(RATE))
+    for path, (_, samples) in files.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        soundfile.write(folder / path, samples, RATE)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "kind", "split", "corpus", "name", "seconds", "licence"])
+        writer.writerows([path, kind, "train", "test", path.replace("/", "")[:-4], 1.0, "CC0-1.0"]
+                         for path, (kind, _) in files.items())
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_mixtures():
+    plain = MixingConfig(length=16 * STFT.hop_length, max_speed_change=0.0, equaliser_db=0.0, room_share=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DENOISING", "SNR_PREDICTION"):
+            patch.setattr(pretrain, name, replace(getattr(pretrain, name), mixing=plain))
+        yield
+    torch.set_flush_denormal(False)     # `main` owns its process, a test does not
+
+
+def train(monkeypatch, corpus, out, what="tiny", steps=9, every=3, **options):
+    arguments = {"data": corpus, "what": what, "steps": steps, "out": out, "cache": corpus / "cache", "batch": BATCH,
+                 "evaluate-every": every, **options}
+    monkeypatch.setattr(sys, "argv", ["pretrain", *(str(part) for key, value in arguments.items()
+                                                    for part in (f"--{key}", value))])
+    pretrain.main()
+
+
+def weights_of(out):
+    return safetensors.load_file(out / "weights.safetensors")
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def identical(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory):
+    """Weights and log of nine steps in one go."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, corpus, out)
+    return weights_of(out), rows_of(out)
+
+
+@pytest.fixture
+def dies_at(monkeypatch):
+    """Makes training die when it asks for the mixtures of a step."""
+    draw = Mixer.batch
+
+    def set_up(fatal_step):
+        def batch(self, step, size):
+            if size == BATCH and step == fatal_step:
+                raise KeyboardInterrupt
+            return draw(self, step, size)
+        monkeypatch.setattr(Mixer, "batch", batch)
+
+    yield set_up
+
+
+@pytest.mark.parametrize("fatal_step", [0, 4, 8])
+def test_a_run_that_died_goes_on_to_the_same_weights(monkeypatch, corpus, tmp_path, uninterrupted, dies_at, fatal_step):
+    dies_at(fatal_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, corpus, tmp_path)
+    dies_at(None)
+    train(monkeypatch, corpus, tmp_path)
+    weights, rows = uninterrupted
+    assert identical(weights_of(tmp_path), weights)
+    assert [(row["step"], row["loss"]) for row in rows_of(tmp_path)] == [(row["step"], row["loss"]) for row in rows]
+
+
+def test_dying_while_a_checkpoint_is_written_costs_only_the_steps_since_the_last(monkeypatch, corpus, tmp_path,
+                                                                                 uninterrupted):
+    save, calls = torch.save, []
+
+    def save_half(state, path):
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, corpus, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    train(monkeypatch, corpus, tmp_path)
+    assert identical(weights_of(tmp_path), uninterrupted[0])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(monkeypatch, corpus, tmp_path, uninterrupted):
+    for seed, same in ((0, True), (1, False)):
+        train(monkeypatch, corpus, tmp_path / str(seed), seed=seed)
+        assert identical(weights_of(tmp_path / str(seed)), uninterrupted[0]) is same
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(monkeypatch, corpus, tmp_path, uninterrupted):
+    for _ in range(2):
+        train(monkeypatch, corpus, tmp_path)
+    assert identical(weights_of(tmp_path), uninterrupted[0]) and len(rows_of(tmp_path)) == len(uninterrupted[1])
+
+
+def test_the_weights_fit_the_network_they_are_named_after(uninterrupted):
+    build_network("tiny").load_state_dict(uninterrupted[0])
+
+
+@pytest.mark.parametrize("what", ["tiny", "snr_predictor"])
+def test_the_loss_falls_on_tones_in_noise(monkeypatch, corpus, tmp_path, what):
+    train(monkeypatch, corpus, tmp_path, what, steps=60, every=15, **{"peak-rate": 2e-2})
+    first, *_, last = rows_of(tmp_path)
+    assert last["training_loss"] < first["training_loss"] - 0.05
+    if what == "snr_predictor":
+        SnrPredictor().load_state_dict(weights_of(tmp_path))
+
+
+@pytest.mark.parametrize("n_steps", [1000, 40_000])
+def test_the_learning_rate_warms_up_stays_and_falls_to_a_hundredth(n_steps):
+    rates = [pretrain.learning_rate(step, n_steps, peak=2.0) for step in range(n_steps)]
+    assert rates[0] == 2.0 / 500 and rates[500] == rates[int(0.69 * n_steps)] == 2.0
+    assert np.all(np.diff(rates[:500]) > 0) and np.all(np.diff(rates[int(0.71 * n_steps):]) <= 0)
+    assert rates[-1] == pytest.approx(0.02, rel=0.01)
+
+
+def test_saving_weights_fails_without_losing_the_old_ones(monkeypatch, tmp_path):
+    network, path = torch.nn.Linear(2, 2), tmp_path / "weights.safetensors"
+    pretrain.save_weights(network, path)
+
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrain, "save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        pretrain.save_weights(torch.nn.Linear(2, 2), path)
+    assert identical(safetensors.load_file(path), dict(network.state_dict()))
