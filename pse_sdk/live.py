@@ -3,8 +3,8 @@
     microphone --callback--> blocks --worker: the stream--> queue --callback--> loudspeaker
 
 Two separate device streams: one duplex stream through PulseAudio lost samples without a flag in every trial. The
-callbacks only copy. Nothing here trusts the sound library's own flags, which stay silent when a callback is slow: samples
-are counted against the wall clock on both sides, and every sample of silence put in or of sound left out is counted.
+callbacks only copy. The sound library's own flags stay silent when a callback is slow, so nothing rests on them:
+samples are counted against the wall clock on both sides, and so is every sample of silence put in or sound left out.
 """
 
 import atexit
@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -40,6 +40,7 @@ GIVE_UP_SECONDS = 5.0           # of trying to reopen
 NO_SIGNAL = "the microphone sends nothing but zeros: is it muted, or has this program no permission to use it?"
 PREFERRED_RATES = (48_000, 44_100, 16_000)
 FLOOR_DBFS = -120.0
+MAX_BLOCKS_FOR_DISK = 3000      # half a minute of usual blocks
 
 
 # ------------------------------------------------------------------------------------------------------ devices
@@ -114,7 +115,7 @@ def find_device(text: str | int | None, kind: Kind) -> DeviceInfo:
 
 
 def _listed(candidates: list[DeviceInfo]) -> str:
-    return ", ".join(f"{device.index}: {device.name} ({device.host_api})" for device in candidates) or "no device at all"
+    return ", ".join(f"{device.index}: {device.name} ({device.host_api})" for device in candidates) or "no device"
 
 
 def _sounddevice() -> Any:
@@ -182,8 +183,12 @@ class LiveStatus:
     """Sound left out because too much of it was waiting."""
     adjusted_samples: int
     """Single samples left out or put in between two others, so that two devices' clocks may differ."""
-    missing_samples: int
-    """Sound that the wall clock says the microphone should have sent, or the loudspeaker should have asked for."""
+    missing_input_samples: int
+    """Sound that the microphone should have sent by now, going by the wall clock."""
+    missing_output_samples: int
+    """Sound that the loudspeaker should have asked for."""
+    device_gaps: int
+    """Times that the loudspeaker was served so late that its own buffer may have run empty."""
     late_steps: int
     """Blocks that took longer to enhance than to speak."""
     reopened: int
@@ -242,6 +247,7 @@ class Stream(Protocol):
     bypass: bool
     delay_samples: int
 
+    def reset(self) -> None: ...
     def process(self, chunk: np.ndarray) -> np.ndarray: ...
     def flush(self) -> np.ndarray: ...
 
@@ -269,12 +275,17 @@ def listen(
 ) -> LiveStatus:
     """Play what the microphone hears, enhanced, until `seconds` are over, `control.stop()` or Ctrl-C.
 
+    The callbacks are Python, and any thread of the process may hold them up for a moment. On a Linux machine that is
+    busy with other work, `chrt --rr 5` before the program's name keeps the sound whole.
+
     Args:
         enhancer: an `Enhancer`.
         input_device, output_device: see `find_device`.
         sample_rate: of both devices, by default the first of 48,000, 44,100 and 16,000 Hz that both can do.
         block_ms: sound that a device hands over at a time.
-        latency_ms: enhanced sound kept waiting before the loudspeaker. More of it survives a busier machine.
+        latency_ms: sound kept waiting, once in the loudspeaker's own buffer, in case its callback is late, and once
+            before it, in case enhancement is late. More of it survives a busier machine. `latency_ms` in the status is
+            what all parts add up to.
         record: a folder for `microphone.wav` and `enhanced.wav`, aligned with each other sample for sample.
         on_status: called about 20 times a second from the calling thread. Should be back within a few milliseconds.
         control: for another thread to stop this or to switch between before and after.
@@ -292,35 +303,38 @@ def listen(
     if not 2 * block_ms <= latency_ms <= 2000:
         raise SettingsError(f"latency_ms={latency_ms}; choose from two blocks ({2 * block_ms:g} ms) to 2000 ms")
     control = control or Control()
-    devices_open = _DevicePair(find_device(input_device, "input"), find_device(output_device, "output"),
-                               sample_rate, block_ms)
-    rate = devices_open.sample_rate
+    devices_ = _Devices(find_device(input_device, "input"), find_device(output_device, "output"), sample_rate, block_ms,
+                       latency_ms)
+    rate = devices_.sample_rate
     with contextlib.ExitStack() as cleanup:
-        recorder = cleanup.enter_context(_TwoFiles(Path(record), rate)) if record is not None else None
         stream = cleanup.enter_context(enhancer.stream(sample_rate=rate, channels=1))
-        session = _Session(stream, rate, round(latency_ms * rate / 1000), control, recorder)
+        stream.process(np.zeros(rate // 10, np.float32))        # the first step of a model is a slow one
+        stream.reset()
+        files = _TwoFiles(Path(record), rate, stream.delay_samples) if record else None
+        if files is not None:
+            cleanup.callback(files.close)
+        session = _Session(stream, rate, round(latency_ms * rate / 1000), control, files)
         cleanup.callback(session.stop)
-        cleanup.callback(devices_open.close)
-        session.start()
-        devices_open.open(session)
+        cleanup.callback(devices_.close)
+        devices_.open(session.on_open, session.on_input, session.on_output)
         try:
             while not control.wait(TICK_SECONDS) and (seconds is None or session.seconds < seconds):
                 session.check()
-                if devices_open.gone():
-                    devices_open.reopen(session, control)
+                if devices_.gone():
+                    devices_.reopen(control)
                     session.reopened += 1
-                if recorder is not None:
-                    recorder.write()
+                if files is not None:
+                    files.write()
                 if on_status is not None:
                     on_status(session.status())
         except KeyboardInterrupt:       # the way in which a person ends it
             log.debug("stopped by the keyboard")
         status = session.status()
-        devices_open.close()
+        devices_.close()
         session.stop()
         session.check()
-        if recorder is not None:
-            recorder.finish(stream)
+        if files is not None:
+            files.finish(stream)
     return status
 
 
@@ -349,21 +363,21 @@ def record(
         MissingDependencyError: sounddevice or PortAudio is not installed.
     """
     target = Path(path)
-    _check_writable(target)
     control = control or Control()
-    microphone = _DevicePair(find_device(device, "input"), None, sample_rate, block_ms=10)
-    session = _RecordSession(microphone.sample_rate)
-    with _WavFile(target, microphone.sample_rate) as file:
+    with contextlib.closing(_WavFile(target)) as file:
+        microphone = _Devices(find_device(device, "input"), None, sample_rate)
+        file.open(microphone.sample_rate)
+        session = _RecordSession(microphone.sample_rate)
+        microphone.open(session.on_open, session.on_input)
         try:
-            microphone.open(session)
             while not control.wait(TICK_SECONDS) and (seconds is None or session.seconds < seconds):
                 session.write_to(file)
                 if microphone.gone():
-                    raise DeviceError(f"the microphone {microphone.names} went away after {session.seconds:.1f} s; "
-                                      f"what it sent is in {target}")
+                    raise DeviceError(f"{microphone.names} went away; the {session.seconds:.1f} s until then are kept "
+                                      f"in {target}")
                 if on_status is not None:
                     on_status(session.status())
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:       # the way in which a person ends it
             log.debug("stopped by the keyboard")
         finally:
             microphone.close()
@@ -376,13 +390,13 @@ def record(
 class SampleClock:
     """Finds samples that never came, by the wall clock.
 
-    How far the samples lag behind the clock jitters from callback to callback, but its minimum over a second stands still
-    within a fraction of a millisecond. When that minimum steps up, sound was lost; a clock that is off by some 100 ppm
-    moves it by far less than a step.
+    How far the samples lag behind the clock jitters from callback to callback, but its minimum over a second stands
+    still within a fraction of a millisecond. When that minimum steps up, sound was lost; a clock that is off by some
+    100 ppm moves it by far less than a step.
     """
 
     WINDOW_SECONDS = 1.0
-    STEP_SECONDS = 0.005
+    STEP_SECONDS = 0.008        # less than a block: what is lost is lost in blocks
 
     def __init__(self, sample_rate: int) -> None:
         self._rate = sample_rate
@@ -390,32 +404,35 @@ class SampleClock:
         self.restart()
 
     def restart(self) -> None:
-        """The device was opened anew; what is missing until now is not its fault."""
+        """The device was opened anew; the time it was gone is not counted."""
         self._origin: float | None = None
-        self._counted = 0
+        self._n_samples = self._window = 0
+        self.late_seconds = 0.0         # of the last samples, compared with the most punctual ones of the window before
         self._before = self._least = math.inf
-        self._window = -1       # in the first window a device may still be finding its pace
 
     def add(self, n_samples: int, now: float) -> None:
         """`n_samples` changed hands at the time `now`, in seconds of any steady clock."""
         if self._origin is None:
             self._origin = now
-        self._counted += n_samples
+        self._n_samples += n_samples
         elapsed = now - self._origin
-        if elapsed >= (self._window + 2) * self.WINDOW_SECONDS:
+        window = int(elapsed / self.WINDOW_SECONDS)
+        if window > self._window:
             step = self._least - self._before
-            if self._window >= STARTING_SECONDS / self.WINDOW_SECONDS and step > self.STEP_SECONDS:
-                self.missing_samples += round(step * self._rate)
-            self._before, self._least = self._least, math.inf
-            self._window = int(elapsed / self.WINDOW_SECONDS) - 1
-        self._least = min(self._least, elapsed - self._counted / self._rate)
+            # a device that starts finds its pace first; what was counted too early may still come
+            if elapsed > STARTING_SECONDS + self.WINDOW_SECONDS and abs(step) > self.STEP_SECONDS:
+                self.missing_samples = max(0, self.missing_samples + round(step * self._rate))
+            self._before, self._least, self._window = self._least, math.inf, window
+        lag = elapsed - self._n_samples / self._rate
+        self._least = min(self._least, lag)
+        self.late_seconds = max(0.0, lag - self._before) if elapsed > STARTING_SECONDS else 0.0
 
 
 class OutputQueue:
     """Samples that wait for the loudspeaker. One thread appends, another fills blocks from it; neither ever waits.
 
-    At the start, and again whenever it ran empty, the queue plays silence until `target` samples are waiting, so that one
-    late block makes one gap and not many. If more than `limit` wait, it drops the oldest down to `target`.
+    At the start, and again whenever it ran empty, the queue plays silence until `target` samples are waiting, so that
+    one late block makes one gap and not many. If more than `limit` wait, it drops the oldest down to `target`.
     """
 
     def __init__(self, target: int, limit: int) -> None:
@@ -425,7 +442,7 @@ class OutputQueue:
         self._appended = 0
         self._pieces: deque[np.ndarray] = deque()
         self._offset = 0            # of the next sample in the first piece
-        self._filling = True
+        self._filling, self._started = True, False
 
     def __len__(self) -> int:
         return self._appended - self.position
@@ -441,10 +458,10 @@ class OutputQueue:
         if waiting > self.limit:
             self.dropped_samples += self._take(waiting - self.target, None)
         if self._filling and len(self) >= self.target:
-            self._filling = False
+            self._filling, self._started = False, True
         n = 0 if self._filling else self._take(len(block), block)
         block[n:] = 0
-        if n < len(block) and self.position:        # silence before the first sample is no gap
+        if n < len(block) and self._started:        # silence before the first sample is no gap
             self.gaps += not self._filling
             self.gap_samples += len(block) - n
             self._filling = True
@@ -468,8 +485,8 @@ class OutputQueue:
 class DriftControl:
     """Keeps a queue near its target when the two devices' clocks differ, by at most one sample per block.
 
-    It starts when the queue's mean is half the target off and ends when it is back: some 60 samples a second, while clocks
-    that differ by 200 ppm need 10.
+    It starts when the queue's mean is half the target off and ends when it is back: some 60 samples a second, while
+    clocks that differ by 200 ppm need 10.
     """
 
     SMOOTHING = 0.01        # of the mean, per block
@@ -478,10 +495,7 @@ class DriftControl:
         self._target = self._mean = float(target)
         self._correcting = 0
         self.adjusted_samples = 0
-
-    def restart(self) -> None:
-        """The queue was emptied or cut by others; what it held before says nothing any more."""
-        self._mean, self._correcting = self._target, 0
+        self.balance = 0        # samples put in less samples left out
 
     def adjust(self, samples: np.ndarray, waiting: int) -> np.ndarray:
         """`samples` [T], or T - 1 or T + 1 of the same shape of sound; `waiting` samples are in the queue."""
@@ -494,9 +508,11 @@ class DriftControl:
         if not self._correcting or len(samples) < 64:
             return samples
         self.adjusted_samples += 1
+        self.balance += self._correcting
         n = len(samples)
         places = np.linspace(0, n - 1, n + self._correcting)
-        return np.interp(places, np.arange(n), samples).astype(np.float32)
+        adjusted: np.ndarray = np.interp(places, np.arange(n), samples).astype(np.float32)
+        return adjusted
 
 
 class Level:
@@ -525,35 +541,35 @@ class Level:
         return self._zeros >= self._rate
 
 
-# ------------------------------------------------------------------------------------------------- what runs a device
+# ------------------------------------------------------------------------------------------------ what runs a device
 
 class _Session:
     """One `listen`: two callbacks, one worker, and the counters between them."""
 
     def __init__(self, stream: Stream, sample_rate: int, target: int, control: Control,
-                 recorder: "_TwoFiles | None") -> None:
-        self._stream, self._rate, self._control, self._recorder = stream, sample_rate, control, recorder
-        limit = 2 * target + sample_rate // 20
-        self._queue = OutputQueue(target, limit)
-        self._drift = DriftControl(target)
+                 files: "_TwoFiles | None" = None) -> None:
+        self._stream, self._rate, self._control, self._files = stream, sample_rate, control, files
+        self._limit = 2 * target + sample_rate // 20
         self._blocks: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
-        self._waiting_in = self._limit_in = 0
-        self._limit_in = limit
-        self._received = self._taken_in = self._dropped_in = 0
+        self._queue = OutputQueue(target, self._limit)
+        self._drift = DriftControl(target)
+        self._n_received = self._n_processed = self._n_dropped = 0
         self._input_clock, self._output_clock = SampleClock(sample_rate), SampleClock(sample_rate)
         self._input_level, self._output_level = Level(sample_rate), Level(sample_rate)
-        self._captured: tuple[float, int] | None = None     # when the microphone heard the sample of that index
-        self._latency = 0.0
-        self._late_steps = 0
+        self._heard: tuple[int, float] | None = None    # a sample's index, and when the microphone heard it
+        self._latency: float | None = None
+        self._late_steps = self._device_gaps = self.reopened = 0
+        self._was_late = False
+        self._output_buffer = target / sample_rate       # seconds that the loudspeaker can do without us
         self._worker_seconds = 0.0
+        self._error: Exception | None = None
         self._started = time.monotonic()
-        self._error: BaseException | None = None
         self._worker = threading.Thread(target=self._work, name="pse-live", daemon=True)
-        self.reopened = 0
-        self.input_latency = self.output_latency = 0.0      # what the devices announced, in seconds
-
-    def start(self) -> None:
         self._worker.start()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
 
     def stop(self) -> None:
         self._blocks.put(None)
@@ -564,40 +580,55 @@ class _Session:
         if self._error is not None:
             raise self._error
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def restart(self) -> None:
-        """The devices were opened anew."""
+    def on_open(self) -> None:
+        """No callback is running; the next ones belong to freshly opened devices."""
         self._input_clock.restart()
         self._output_clock.restart()
-        self._captured = None
+        self._heard = self._latency = None
 
-    def on_input(self, samples: np.ndarray, age: float) -> None:
-        """The microphone's callback: `samples` [T], of which the first is `age` seconds old, if the device knows."""
+    def on_input(self, block: np.ndarray, age: float) -> None:
+        """The microphone's callback: the first sample of `block` [T] is `age` seconds old."""
         now = time.monotonic()
-        self._input_clock.add(len(samples), now)
-        if self._received - self._taken_in > self._limit_in:
-            self._dropped_in += len(samples)
+        self._input_clock.add(len(block), now)
+        if self._n_received - self._n_processed > self._limit:      # the worker does not keep up
+            self._n_dropped += len(block)
             return
-        duration = len(samples) / self._rate
-        self._captured = now - _plausible(age, duration, self.input_latency), self._received
-        self._received += len(samples)
-        self._blocks.put(samples)
+        self._heard = self._n_received, now - age
+        self._n_received += len(block)
+        self._blocks.put(block)
 
-    def on_output(self, block: np.ndarray, ahead: float) -> None:
-        """The loudspeaker's callback: `block` [T] to fill; its first sample will be heard `ahead` seconds from now."""
+    def on_output(self, block: np.ndarray, ahead: float, too_late: bool) -> None:
+        """The loudspeaker's callback: `block` [T] to fill; its first sample will sound in `ahead` seconds.
+
+        Args:
+            too_late: the device says that it ran empty. Many never say so.
+        """
         now = time.monotonic()
         self._output_clock.add(len(block), now)
-        position, captured = self._queue.position, self._captured
+        late = self._output_clock.late_seconds > self._output_buffer and ahead < self._output_buffer / 4
+        if self._queue.position:        # nobody misses what comes before the first sound
+            self._device_gaps += too_late or (late and not self._was_late)
+        self._was_late = late or too_late
+        before = self._queue.position
         self._queue.fill(block)
-        if captured is not None and self._queue.position > position:
-            heard_at = now + _plausible(ahead, 0.0, self.output_latency)
-            # drift control changes the count by a few samples; they are taken back here
-            spoken = position + self._drift.removed_samples - self._stream.delay_samples
-            spoken_at = captured[0] + (spoken - captured[1]) / self._rate
-            self._latency += (heard_at - spoken_at - self._latency) * (0.02 if self._latency else 1.0)
+        if self._heard is not None and self._queue.position - before >= len(block):
+            first = self._queue.position - len(block) - self._drift.balance - self._stream.delay_samples
+            index, heard_at = self._heard
+            latency = now + ahead - (heard_at + (first - index) / self._rate)
+            self._latency = latency if self._latency is None else self._latency + 0.02 * (latency - self._latency)
+
+    def step(self, block: np.ndarray) -> None:
+        """Enhance one block of the microphone."""
+        began = time.monotonic()
+        self._stream.bypass = self._control.bypass
+        enhanced = self._stream.process(block)
+        self._n_processed += len(block)
+        self._queue.append(self._drift.adjust(enhanced, len(self._queue)))
+        self._input_level.add(block)
+        self._output_level.add(enhanced)
+        if self._files is not None:
+            self._files.add(block, enhanced)
+        self._late_steps += time.monotonic() - began > len(block) / self._rate
 
     def status(self) -> LiveStatus:
         seconds = self.seconds
@@ -606,42 +637,343 @@ class _Session:
             input_dbfs=self._input_level.dbfs,
             output_dbfs=self._output_level.dbfs,
             reduction_db=self._input_level.dbfs - self._output_level.dbfs,
-            latency_ms=1000 * self._latency,
+            latency_ms=1000 * (self._latency or 0.0),
             queue_ms=1000 * len(self._queue) / self._rate,
             cpu_percent=100 * self._worker_seconds / max(seconds, 1e-3),
             gaps=self._queue.gaps,
             gap_samples=self._queue.gap_samples,
-            dropped_samples=self._dropped_in + self._queue.dropped_samples,
+            dropped_samples=self._n_dropped + self._queue.dropped_samples,
             adjusted_samples=self._drift.adjusted_samples,
-            missing_samples=self._input_clock.missing_samples + self._output_clock.missing_samples,
+            missing_input_samples=self._input_clock.missing_samples,
+            missing_output_samples=self._output_clock.missing_samples,
+            device_gaps=self._device_gaps,
             late_steps=self._late_steps,
             reopened=self.reopened,
             bypassed=self._control.bypass,
             all_zero_input=self._input_level.all_zero)
 
     def _work(self) -> None:
-        cpu_before = time.thread_time()
         try:
             while (block := self._blocks.get()) is not None:
                 self.step(block)
-                self._worker_seconds = time.thread_time() - cpu_before
-        except BaseException as error:      # handed to the caller's thread by `check`
+                self._worker_seconds = time.thread_time()
+        except Exception as error:          # noqa: BLE001  raised again in the caller's thread, by `check`
             self._error = error
 
-    def step(self, block: np.ndarray) -> None:
-        """Enhance one block of the microphone."""
-        began = time.monotonic()
-        self._stream.bypass = self._control.bypass
-        enhanced = self._stream.process(block)
-        self._taken_in += len(block)
-        self._queue.append(self._drift.adjust(enhanced, len(self._queue)))
-        self._input_level.add(block)
-        self._output_level.add(enhanced)
-        if self._recorder is not None:
-            self._recorder.add(block, enhanced)
-        self._late_steps += time.monotonic() - began > len(block) / self._rate
+
+class _RecordSession:
+    """One `record`: a callback, the blocks that wait for the disk, and the counters."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self._rate = sample_rate
+        self._blocks: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+        self._n_received = self._n_written = self._n_dropped = 0
+        self._clock, self._level = SampleClock(sample_rate), Level(sample_rate)
+
+    @property
+    def seconds(self) -> float:
+        return self._n_received / self._rate
+
+    def on_open(self) -> None:
+        self._clock.restart()
+
+    def on_input(self, block: np.ndarray, age: float) -> None:
+        self._clock.add(len(block), time.monotonic())
+        if self._blocks.qsize() >= MAX_BLOCKS_FOR_DISK:
+            self._n_dropped += len(block)
+            return
+        self._n_received += len(block)
+        self._blocks.put(block)
+
+    def write_to(self, file: "_WavFile", seconds: float | None = None) -> None:
+        """Write what came, but not more than `seconds` from the start."""
+        limit = math.inf if seconds is None else round(seconds * self._rate)
+        for block in _all_of(self._blocks):
+            self._level.add(block)
+            block = block[:int(max(0, min(len(block), limit - self._n_written)))]
+            file.write(block)
+            self._n_written += len(block)
+
+    def status(self) -> RecordStatus:
+        return RecordStatus(seconds=self._n_written / self._rate, input_dbfs=self._level.dbfs,
+                            dropped_samples=self._n_dropped + self._clock.missing_samples,
+                            all_zero_input=self._level.all_zero)
+
+
+InputCallback = Callable[[np.ndarray, float], None]
+OutputCallback = Callable[[np.ndarray, float, bool], None]
+
+
+class _Devices:
+    """A microphone, and a loudspeaker if there is one, with the same sample rate, watched while they are open."""
+
+    def __init__(self, microphone: DeviceInfo, speaker: DeviceInfo | None, sample_rate: int | None,
+                 block_ms: float = 10, latency_ms: float = 0) -> None:
+        self._wished_latency: dict[Kind, float | str] = {"input": "low", "output": latency_ms / 1000}
+        self._microphone, self._speaker = microphone, speaker
+        self.names = " or ".join(f"the {word} {device.name!r}" for word, device in
+                                 (("microphone", microphone), ("loudspeaker", speaker)) if device is not None)
+        self.sample_rate = self._common_rate(sample_rate)
+        self._block = round(block_ms * self.sample_rate / 1000)
+        self._streams: dict[Kind, Any] = {}
+        self._announced: dict[Kind, float] = {}             # latencies in seconds
+        self._opened = 0.0
+        self._called = {"input": 0.0, "output": 0.0}        # when each callback came last
+        self._given_up = False
+
+    def open(self, on_open: Callable[[], None], on_input: InputCallback,
+             on_output: OutputCallback | None = None) -> None:
+        """Open and start. `on_open` is called first, now and when a device is opened anew; see `_Session`."""
+        self._on_open, self._on_input, self._on_output = on_open, on_input, on_output
+        on_open()
+        self._opened = time.monotonic()
+        self._called = dict.fromkeys(self._called, self._opened)
+        try:
+            if self._speaker is not None:       # first, so that it is ready when the microphone starts to deliver
+                self._start(self._speaker, "output")
+            self._start(self._microphone, "input")
+        except DeviceError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        with quiet_sound_library():
+            while self._streams:
+                self._streams.popitem()[1].close()
+
+    def gone(self) -> bool:
+        """A device stopped, or its callback has not come for too long."""
+        now = time.monotonic()
+        patience = STARTING_SECONDS if now - self._opened < STARTING_SECONDS else SILENT_DEVICE_SECONDS
+        return any(not stream.active or now - self._called[kind] > patience
+                   for kind, stream in self._streams.items())
+
+    def reopen(self, control: Control) -> None:
+        """Close what is left and try, with growing pauses, to open the devices of the same names.
+
+        Raises:
+            DeviceError: they did not come back, or the sound system does not even answer.
+        """
+        log.info("%s went away; trying to reopen", self.names)
+        outcome: queue.SimpleQueue[DeviceError | None] = queue.SimpleQueue()
+        # in a thread of its own: a sound server that hangs must not hang us
+        threading.Thread(target=self._reopen, args=(control, outcome), daemon=True, name="pse-reopen").start()
+        try:
+            error = outcome.get(timeout=GIVE_UP_SECONDS + 2)
+        except queue.Empty:
+            self._given_up = True
+            self._streams.clear()
+            atexit.unregister(_sounddevice()._exit_handler)     # it would wait for the same server
+            raise DeviceError(f"{self.names} went away, and the sound system does not answer") from None
+        if error is not None:
+            raise DeviceError(f"{self.names} went away and did not come back within {GIVE_UP_SECONDS:g} s") from error
+
+    def _reopen(self, control: Control, outcome: "queue.SimpleQueue[DeviceError | None]") -> None:
+        deadline = time.monotonic() + GIVE_UP_SECONDS
+        n_tries, pause = 0, 0.05
+        while True:
+            try:
+                self.close()
+                if n_tries:             # not at once: it would end other streams of this process, too
+                    self._find_again()
+                n_tries += 1
+                self.open(self._on_open, self._on_input, self._on_output)
+                if self._given_up:
+                    self.close()
+                outcome.put(None)
+                return
+            except DeviceError as error:
+                log.debug("not yet: %s", error)
+                if control.wait(pause) or time.monotonic() > deadline:
+                    outcome.put(error)
+                    return
+                pause = min(2 * pause, 1.0)
+
+    def _find_again(self) -> None:
+        """The same names may have other numbers now, and the sound library only looks when it starts."""
+        sd = _sounddevice()
+        try:
+            with quiet_sound_library():
+                sd._terminate()
+                sd._initialize()
+        except sd.PortAudioError as error:
+            raise DeviceError(f"the sound system does not start: {error}") from error
+        for device in devices():
+            if (device.name, device.host_api) == (self._microphone.name, self._microphone.host_api):
+                self._microphone = device
+            if self._speaker and (device.name, device.host_api) == (self._speaker.name, self._speaker.host_api):
+                self._speaker = device
+
+    def _common_rate(self, wanted: int | None) -> int:
+        """The rate of the caller, or the first of the usual ones, that every device can do."""
+        rates = [wanted] if wanted else list(PREFERRED_RATES)
+        failure: DeviceError | None = None
+        for rate in rates:
+            try:
+                self._n_channels = {"input": _channels(self._microphone, "input", rate)}
+                if self._speaker is not None:
+                    self._n_channels["output"] = _channels(self._speaker, "output", rate)
+                return rate
+            except DeviceError as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+    def _start(self, device: DeviceInfo, kind: Kind) -> None:
+        sd = _sounddevice()
+        make, callback = ((sd.InputStream, self._input_callback) if kind == "input" else
+                          (sd.OutputStream, self._output_callback))
+        try:
+            with quiet_sound_library():
+                stream = make(device=device.index, samplerate=self.sample_rate, channels=self._n_channels[kind],
+                              blocksize=self._block, dtype="float32", latency=self._wished_latency[kind],
+                              callback=callback)
+                self._announced[kind] = float(stream.latency)
+                self._streams[kind] = stream
+                stream.start()
+        except sd.PortAudioError as error:
+            raise _cannot_open(device, kind, error) from error
+
+    def _input_callback(self, samples: np.ndarray, n: int, time_info: Any, flags: Any) -> None:
+        self._called["input"] = time.monotonic()
+        block = samples[:, 0].copy() if samples.shape[1] == 1 else samples.mean(axis=1)
+        age = time_info.currentTime - time_info.inputBufferAdcTime
+        self._on_input(block, _plausible(age, n / self.sample_rate, self._announced["input"]))
+
+    def _output_callback(self, samples: np.ndarray, n: int, time_info: Any, flags: Any) -> None:
+        self._called["output"] = time.monotonic()
+        assert self._on_output is not None
+        ahead = time_info.outputBufferDacTime - time_info.currentTime
+        self._on_output(samples[:, 0], _plausible(ahead, 0.0, self._announced["output"]),
+                        bool(flags.output_underflow))
+        samples[:, 1:] = samples[:, :1]
+
+
+def _channels(device: DeviceInfo, kind: Kind, sample_rate: int) -> int:
+    """One channel, or two where the device has no single one."""
+    sd = _sounddevice()
+    check = sd.check_input_settings if kind == "input" else sd.check_output_settings
+    failure: Exception | None = None
+    for n_channels in (1, 2):
+        try:
+            with quiet_sound_library():
+                check(device=device.index, channels=n_channels, dtype="float32", samplerate=sample_rate)
+            return n_channels
+        except (sd.PortAudioError, ValueError) as error:
+            failure = failure or error
+    assert failure is not None
+    raise _cannot_open(device, kind, failure, sample_rate) from failure
+
+
+def _cannot_open(device: DeviceInfo, kind: Kind, error: Exception, sample_rate: int | None = None) -> DeviceError:
+    word = {"input": "microphone", "output": "loudspeaker"}[kind]
+    rate = f" at {sample_rate} Hz" if sample_rate else ""
+    return DeviceError(f"cannot open the {word} {device.name!r}{rate}: {str(error).splitlines()[0]}")
 
 
 def _plausible(reported: float, least: float, announced: float) -> float:
-    """What a device reports of a block, where it can be true, else what it announced when it was opened."""
+    """What a device says of one block where that can be true, else what it announced when it was opened; seconds."""
     return reported if least <= reported < 2.0 else max(least, announced)
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+class _WavFile:
+    """A mono WAV file (24 bits) that grows under a hidden name and gets its own on closing, unless it is empty.
+
+    Only its owner may read it: it holds a voice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if path.suffix.lower() != ".wav":
+            raise SettingsError(f"cannot record to {path}: the name has to end in .wav")
+        if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+            raise SettingsError(f"cannot record to {path}: it exists and is not a file that may be written")
+        try:
+            handle, self._part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            os.close(handle)
+        except OSError as error:
+            raise SettingsError(f"cannot record to {path}: {error.strerror}") from error
+        self._file: soundfile.SoundFile | None = None
+        self._n_samples = 0
+
+    def open(self, sample_rate: int) -> None:
+        self._file = soundfile.SoundFile(self._part, "w", sample_rate, 1, format="WAV", subtype="PCM_24")
+
+    def write(self, samples: np.ndarray) -> None:
+        assert self._file is not None
+        if len(samples):
+            try:
+                self._file.write(samples)
+            except soundfile.SoundFileError as error:
+                raise SettingsError(f"cannot write more than {self._n_samples} samples of {self._path}: {error}"
+                                    ) from error
+            self._n_samples += len(samples)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if not self._n_samples:
+            os.unlink(self._part)
+            return
+        try:
+            os.replace(self._part, self._path)
+        except OSError as error:
+            raise SettingsError(f"cannot move the recording to {self._path} ({error.strerror}); it is in {self._part}"
+                                ) from error
+
+
+class _TwoFiles:
+    """`microphone.wav` and `enhanced.wav`, aligned. One thread adds, another writes."""
+
+    def __init__(self, folder: Path, sample_rate: int, delay_samples: int) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"cannot record to the folder {folder}: {error.strerror}") from error
+        self._blocks: queue.SimpleQueue[tuple[np.ndarray, np.ndarray]] = queue.SimpleQueue()
+        self._folder, self._too_slow = folder, False
+        self._n_early = delay_samples       # output from before the first sample of the microphone
+        with contextlib.ExitStack() as unfinished:
+            self._microphone = unfinished.enter_context(contextlib.closing(_WavFile(folder / "microphone.wav")))
+            self._enhanced = unfinished.enter_context(contextlib.closing(_WavFile(folder / "enhanced.wav")))
+            self._microphone.open(sample_rate)
+            self._enhanced.open(sample_rate)
+            self._files = unfinished.pop_all()
+
+    def add(self, block: np.ndarray, enhanced: np.ndarray) -> None:
+        if self._blocks.qsize() < MAX_BLOCKS_FOR_DISK:      # a disk that hangs must not fill the memory
+            self._blocks.put((block, enhanced))
+        else:
+            self._too_slow = True
+
+    def write(self) -> None:
+        if self._too_slow:
+            raise SettingsError(f"cannot write to {self._folder} as fast as sound comes; choose another disk")
+        for block, enhanced in _all_of(self._blocks):
+            self._microphone.write(block)
+            self._write_enhanced(enhanced)
+
+    def finish(self, stream: Stream) -> None:
+        """Write the rest, and what the stream still holds."""
+        self.write()
+        self._write_enhanced(stream.flush())
+
+    def _write_enhanced(self, samples: np.ndarray) -> None:
+        early = min(self._n_early, len(samples))
+        self._n_early -= early
+        self._enhanced.write(samples[early:])
+
+    def close(self) -> None:
+        self._files.close()
+
+
+T = TypeVar("T")
+
+
+def _all_of(waiting: "queue.SimpleQueue[T]") -> Iterator[T]:
+    """What is waiting now, without waiting for more."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            yield waiting.get_nowait()
