@@ -20,7 +20,7 @@ UNTIMED_STEPS, TIMED_STEPS = 3, 8     # before the plan is made: caches warm up,
 @dataclass(frozen=True)
 class FitConfig:
     batch: int = 16
-    peak_rate: float = 1e-3
+    peak_rate: float = 1.5e-3
     warm_up: int = 20
     average_decay: float = 0.98
     gradient_norm: float = 1.0
