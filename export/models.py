@@ -18,7 +18,6 @@ from pse_sdk.training.onnx_export import export_model
 from pse_sdk.training.pretrain import save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
 
-
 CALIBRATION = ("speech_accuracy", "snr_bias_db", "snr_error_db", "share_calibration_error")
 
 

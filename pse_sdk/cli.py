@@ -174,7 +174,15 @@ def _devices(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    from .benchmark import QUICK, LatencyPlan, environment, environment_line, markdown_table, measure_latency, method_notes
+    from .benchmark import (
+        QUICK,
+        LatencyPlan,
+        environment,
+        environment_line,
+        markdown_table,
+        measure_latency,
+        method_notes,
+    )
     plan = QUICK if args.quick else LatencyPlan()
     models: dict[str, Enhancer] = {}
     for size in SIZES:

@@ -19,6 +19,7 @@ from .recordings import AudioReader, Source
 from .report import Report
 from .stream import EnhancementStream
 
+
 class Enhancer:
     """A denoiser for speech, ready to run.
 
@@ -90,7 +91,7 @@ class Enhancer:
             return joined[stream.delay_samples:]
 
     def enhance_file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> float:
-        """Enhance a recording of any length into a 16-bit WAV of the same rate, channels and length, in constant memory.
+        """Enhance a recording of any length, in constant memory, into a 16-bit WAV of the same rate and channels.
 
         Returns the seconds enhanced. The target appears whole or not at all.
 
@@ -147,9 +148,9 @@ class Enhancer:
     ) -> "Enhancer":
         """Train a specialist for the voice and the rooms in `recordings`, on this machine.
 
-        Training runs in a child process. The result is used only if it is better than the generalist of the same size on
-        parts of the recordings that it was not trained on; otherwise the returned `Enhancer` is that generalist, and
-        `report` says why.
+        Training runs in a child process. The result is used only if it is better than the generalist of the same size
+        on parts of the recordings that it was not trained on; otherwise the returned `Enhancer` is that generalist,
+        and `report` says why.
 
         Args:
             recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of

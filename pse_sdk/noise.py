@@ -99,7 +99,7 @@ def band_statistics(samples: np.ndarray) -> BandStatistics:
     n_seconds = len(power) // _FRAMES_PER_SECOND
     mean_power = power.mean(0)
     if n_seconds < 2 or mean_power.max() < 1e-9:
-        raise SettingsError(f"expected 2 s of sound or more, got {len(samples) / STFT.sample_rate:.2f} s, or all silent")
+        raise SettingsError(f"expected 2 s of sound or more, got {len(samples) / STFT.sample_rate:.2f} s, or silence")
     floor = np.maximum(mean_power * 10 ** (-_FLOOR_DB / 10), 1e-12)
     density = mean_power @ np.diff(BAND_EDGES) / (STFT.n_bins - 1)
 

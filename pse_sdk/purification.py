@@ -1,8 +1,8 @@
 """Which frames of a noisy recording can be trusted: speech probability, SNR, and the purification weight.
 
-The weight is the square of the share of speech energy k = P_speech / (P_speech + P_noise), the Wiener gain: near 1 where
-the recording is clean, 0.25 at 0 dB. Source of the idea: Sivaraman and Kim, IEEE JSTSP 2022 (data purification), whose
-logistic of the SNR in dB is so steep that it only says yes or no.
+The weight is the square of the share of speech energy k = P_speech / (P_speech + P_noise), the Wiener gain: near 1
+where the recording is clean, 0.25 at 0 dB. Source of the idea: Sivaraman and Kim, IEEE JSTSP 2022 (data
+purification), whose logistic of the SNR in dB is so steep that it only says yes or no.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from .config import STFT
 from .model_format import read_model
 from .onnx_denoiser import session_options
 from .stft import power_spectrogram

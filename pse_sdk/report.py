@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 Status = str
 ACCEPTED, KEPT, INSUFFICIENT_DATA = "accepted", "kept", "insufficient_data"
@@ -56,9 +57,10 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
-        values = json.loads(text)
+        values: dict[str, Any] = json.loads(text)
         values["checks"] = tuple(Check(**check) for check in values["checks"])
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})
 
     def __str__(self) -> str:
         lines = [self.summary]

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pse_sdk.training.fit import FitConfig, fit, items_loss
-from pse_sdk.training.specialist import interpolate
 from pse_sdk.training.network import build_network
 from pse_sdk.training.pseudo_mixtures import Items
+from pse_sdk.training.specialist import interpolate
 
 
 class Tones:

@@ -110,7 +110,7 @@ def test_progress_starts_at_nothing_and_never_runs_back(hum):
 @needs_models
 def test_returning_false_cancels(hum):
     with pytest.raises(PersonalizationCancelled):
-        Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=lambda progress: progress.stage == "read")
+        Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=lambda now: now.stage == "read")
 
 
 @needs_models

@@ -4,8 +4,9 @@ With n = 32 n1 + n2 and k = k1 + 16 k2 a 512-point DFT splits in two (Cooley and
 
     X[k1 + 16 k2] = sum_n2  e^(-2 pi j n2 (k1 + 16 k2) / 512)  *  sum_n1  e^(-2 pi j n1 k1 / 16)  x[32 n1 + n2]
 
-The twiddle factors are inside the second sum's matrices, one per k1. Real input makes k1 > 8 the mirror image of k1 < 8,
-so 9 of the 16 matrices are enough; bins past the middle are conjugated there. The inverse is the transpose, scaled.
+The twiddle factors are inside the second sum's matrices, one per k1. Real input makes k1 > 8 the mirror image of
+k1 < 8, so 9 of the 16 matrices are enough; bins past the middle are conjugated there. The inverse is the transpose,
+scaled.
 """
 
 import numpy as np
@@ -19,6 +20,13 @@ _K1 = _N1 // 2 + 1
 
 class RealDft(nn.Module):
     """Spectra of 512-sample frames and back. `forward` is `torch.fft.rfft`, `inverse` is `torch.fft.irfft`."""
+
+    first: Tensor
+    second: Tensor
+    first_inverse: Tensor
+    second_inverse: Tensor
+    place: Tensor
+    bin_at: Tensor
 
     def __init__(self) -> None:
         super().__init__()

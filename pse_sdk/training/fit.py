@@ -65,9 +65,9 @@ def fit(
 ) -> Fit:
     """Train a copy of `start`.
 
-    A few steps are timed first; as many as fit into `seconds` are then planned, and the rate follows that plan (a cosine
-    to a twentieth), so that the same number of steps gives the same weights. A machine that gets slower on the way stops
-    early with the averaged weights.
+    A few steps are timed first; as many as fit into `seconds` are then planned, and the rate follows that plan (a
+    cosine to a twentieth), so that the same number of steps gives the same weights. A machine that gets slower on the
+    way stops early with the averaged weights.
 
     Args:
         validate: a score of a network, higher is better; `start` itself is the first candidate.

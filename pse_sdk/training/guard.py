@@ -1,7 +1,7 @@
-"""Is the specialist really better? Judged on parts of the recordings that training never saw, before it replaces anything.
+"""Is the specialist really better? Judged on parts of the recordings that training never saw, before it is used.
 
-References are the teacher's estimates of the speech in held-out recordings, mixed anew with held-out noise, so that start
-and candidate are compared on the same mixtures with the same (imperfect) references.
+References are the teacher's estimates of the speech in held-out recordings, mixed anew with held-out noise, so that
+start and candidate are compared on the same mixtures with the same (imperfect) references.
 """
 
 from collections.abc import Sequence
@@ -134,7 +134,7 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
         at_least("mean_gain_db", mean, LEAST_MEAN_GAIN_DB, "mean gain in the user's noise, dB"),
         at_least("sure_gain_db", lower, 0.0, "gain that is exceeded with 95 % confidence, dB"),
         at_least("worst_tenth_db", float(gain.quantile(0.1)), WORST_TENTH_DB, "gain of the worst tenth, dB"),
-        at_least("elsewhere_db", float(elsewhere.mean()), WORST_ELSEWHERE_DB, "mean gain in noises of other places, dB"),
+        at_least("elsewhere_db", float(elsewhere.mean()), WORST_ELSEWHERE_DB, "mean gain in noise of other places, dB"),
         at_least("clean_db", float((kept - kept_before).mean()), WORST_CLEAN_LOSS_DB,
                  "fidelity to speech without noise against before, dB"),
         at_least("pauses_db", -float(pause), -WORST_PAUSE_DB, "noise in pauses lowered against before, dB"),

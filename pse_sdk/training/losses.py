@@ -52,7 +52,7 @@ def compressed_spectrum_loss(estimate: Tensor, target: Tensor, weight: Tensor | 
 
 
 def negative_snr_db(estimate: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Negative SNR of each item [B] in dB, energies pooled over (weighted) frames before the logarithm, at most 30 dB."""
+    """Negative SNR of each item [B] in dB, pooled over (weighted) frames before the logarithm, at most 30."""
     error = (estimate - target).square().sum((2, 3))
     energy = target.square().sum((2, 3))
     if weight is not None:

@@ -1,4 +1,4 @@
-"""Endless mixtures for pre-training, a batch at a time, all in torch: speech, rooms, noises, levels, telephone bands."""
+"""Endless mixtures for pre-training, batch by batch, all in torch: speech, rooms, noises, levels, telephone bands."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

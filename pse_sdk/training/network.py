@@ -65,6 +65,9 @@ def band_matrix(n_bands: int, n_bins: int) -> Tensor:
 
 
 class Denoiser(nn.Module):
+    band_mean: Tensor
+    band_spread: Tensor
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
@@ -121,13 +124,12 @@ class Denoiser(nn.Module):
         taps = self.filter_head(total).view(batch, n_frames, config.n_taps, 2, n_low)
         history = torch.cat([state["past"], noisy[..., :n_low]], dim=1)
         next_state["past"] = history[:, history.shape[1] - (config.n_taps - 1):]
-        correction = 0
+        low = enhanced[..., :n_low]
         for tap in range(config.n_taps):
             past = history[:, tap:tap + n_frames]
             a, b = taps[:, :, tap, 0], taps[:, :, tap, 1]
             x, y = past[:, :, 0], past[:, :, 1]
-            correction = correction + torch.stack([a * x - b * y, a * y + b * x], dim=2)
-        low = enhanced[..., :n_low] + correction
+            low = low + torch.stack([a * x - b * y, a * y + b * x], dim=2)
         return torch.cat([low, enhanced[..., n_low:]], dim=3), next_state
 
     def _running_level(self, power: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,12 @@
 """From a network to the bytes of a model file, refused unless torch and onnxruntime agree."""
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +27,8 @@ SMALLEST_WEIGHT = 1e-20     # what lies below is set to zero: denormal products 
 
 class HopDenoiser(nn.Module):
     """A network between analysis and synthesis: one hop of samples in, one hop out, every memory an argument."""
+
+    window: Tensor
 
     def __init__(self, network: Denoiser) -> None:
         super().__init__()
@@ -72,19 +76,9 @@ def export_model(network: Denoiser, info: ModelInfo) -> bytes:
     with torch.no_grad():
         for value in network.parameters():
             value[value.abs() < SMALLEST_WEIGHT] = 0.0
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad(), _quiet():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Flat(denoiser, names), (torch.zeros(1, STFT.hop_length), *state.values()), buffer, dynamo=False,
-            input_names=["samples"] + [f"state_{name}" for name in names],
-            output_names=["enhanced"] + [f"next_state_{name}" for name in names], opset_version=17)
-    model = onnx.load_from_string(buffer.getvalue())
-    for node in model.graph.node:       # exporters leave source paths of this machine there
-        node.doc_string = ""
-        node.name = ""
-    model.doc_string = ""
-    model.producer_name, model.producer_version = "pse_sdk", ""
+    model = to_onnx(_Flat(denoiser, names), (torch.zeros(1, STFT.hop_length), *state.values()),
+                    input_names=["samples"] + [f"state_{name}" for name in names],
+                    output_names=["enhanced"] + [f"next_state_{name}" for name in names])
     info = replace(info, n_parameters=network.n_parameters, sample_rate=STFT.sample_rate,
                    hop_length=STFT.hop_length, n_fft=STFT.n_fft, delay=STFT.delay)
     onnx.helper.set_model_props(model, info.to_metadata())
@@ -95,6 +89,22 @@ def export_model(network: Denoiser, info: ModelInfo) -> bytes:
         raise ModelFileError(f"the exported graph differs from the network by {error:.1e} (at most "
                              f"{PARITY_TOLERANCE:.0e}); nothing was written, install the versions in constraints.txt")
     return sealed
+
+
+def to_onnx(module: nn.Module, inputs: tuple[Tensor, ...], **names: Any) -> onnx.ModelProto:
+    """The graph of a module, without a trace of the machine that made it; `names` as in `torch.onnx.export`."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad(), _quiet():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module.eval(), inputs, buffer, dynamo=False, opset_version=17,  # type: ignore[arg-type]
+                          **names)
+    model = onnx.load_from_string(buffer.getvalue())
+    for node in model.graph.node:       # exporters leave source paths there
+        node.doc_string = ""
+        node.name = ""
+    model.doc_string = ""
+    model.producer_name, model.producer_version = "pse_sdk", ""
+    return model
 
 
 @torch.no_grad()
@@ -125,7 +135,6 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter announces its retirement on every call, through a logger of its own."""
-    import logging
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

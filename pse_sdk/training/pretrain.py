@@ -77,7 +77,7 @@ SNR_PREDICTION = Task(lambda _: SnrPredictor(), predictor_loss, evaluate_predict
                       MixingConfig(length=320 * STFT.hop_length, noise_only_share=0.1))
 
 
-def _averaged(average: Tensor, value: Tensor, n_averaged: Tensor) -> Tensor:
+def _averaged(average: Tensor, value: Tensor, n_averaged: Tensor | int) -> Tensor:
     """Exponential average whose memory grows to its full length, so that random first weights are soon forgotten."""
     n = float(n_averaged)
     return average.lerp(value, 1 - min(AVERAGE_DECAY, (n + 1) / (n + 10)))

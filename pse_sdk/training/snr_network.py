@@ -1,13 +1,10 @@
 """The SNR predictor: for each frame of a recording, how likely it holds speech and how much of its energy is speech.
 
 It looks ahead (it judges recordings, not live sound) and is trained on mixtures whose parts are known. Three outputs a
-frame: speech or not and the share k = P_speech / (P_speech + P_noise), both by cross-entropy; and the SNR in dB, clipped to
-[-15, 35], by its absolute error in speech frames. k is an expectation, good as a weight; turned into dB it would come out
-far too low where the predictor is unsure, so the SNR is learnt by itself.
+frame: speech or not and the share k = P_speech / (P_speech + P_noise), both by cross-entropy; and the SNR in dB,
+clipped to [-15, 35], by its absolute error in speech frames. k is an expectation, good as a weight; turned into dB it
+would come out far too low where the predictor is unsure, so the SNR is learnt by itself.
 """
-
-import io
-import warnings
 
 import onnx
 import torch
@@ -18,6 +15,7 @@ from ..model_format import seal
 from .losses import spectrogram
 from .mixing import Batch, active_rms
 from .network import band_matrix
+from .onnx_export import to_onnx
 
 N_BANDS, HIDDEN = 48, 48
 DB_SCALE = 20.0             # the SNR output is in units of this
@@ -26,6 +24,8 @@ SHARE_BELOW_DB = 40.0       # pauses of speech this far down count as having non
 
 
 class SnrPredictor(nn.Module):
+    band_mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         bands = band_matrix(N_BANDS, STFT.n_bins)
@@ -38,7 +38,7 @@ class SnrPredictor(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, power: Tensor) -> Tensor:
-        """[B, N, 3] (logits of speech and of its share of energy, SNR / 20 dB) of power spectra [B, N, F]; any level."""
+        """Logits of speech and of its share of energy, and SNR / 20 dB [B, N, 3], of power spectra [B, N, F]."""
         bands = power @ self.band_mean
         level = bands.mean((1, 2), keepdim=True)
         features = torch.log(bands / (level + 1e-9) + 1e-5) * 0.25 + 1.0
@@ -68,8 +68,8 @@ def predictor_loss(network: SnrPredictor, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate_predictor(network: SnrPredictor, batches: list[Batch]) -> dict[str, float]:
-    """Loss, accuracy of the speech decision, bias and mean error of the SNR in speech frames in dB, and how far the share of
-    energy is off on average within tenths of its range (expected calibration error)."""
+    """Loss, accuracy of the speech decision, bias and mean error of the SNR in speech frames in dB, and how far the
+    share of energy is off on average within tenths of its range (expected calibration error)."""
     losses, hits, errors, shares, truths = [], [], [], [], []
     for batch in batches:
         losses.append(predictor_loss(network, batch).item())
@@ -83,7 +83,8 @@ def evaluate_predictor(network: SnrPredictor, batches: list[Batch]) -> dict[str,
     tenth = (share * 10).long().clamp_max(9)
     off = [(share[tenth == i].mean() - truth[tenth == i].mean()).abs() * (tenth == i).float().mean()
            for i in range(10) if bool((tenth == i).any())]
-    return {"share_calibration_error": float(sum(off)), "loss": sum(losses) / len(losses), "speech_accuracy": sum(hits) / len(hits),
+    return {"share_calibration_error": float(sum(off)), "loss": sum(losses) / len(losses),
+            "speech_accuracy": sum(hits) / len(hits),
             "snr_bias_db": error.mean().item(), "snr_error_db": error.abs().mean().item()}
 
 
@@ -94,8 +95,6 @@ def snr_db(share: Tensor) -> Tensor:
 
 def export_predictor(network: SnrPredictor, scores: dict[str, float]) -> bytes:
     """The sealed bytes of an ONNX file: `power` [1, N, F] to `speech`, `share` and `snr_db` [1, N], N free."""
-    buffer = io.BytesIO()
-
     class Probabilities(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -105,14 +104,8 @@ def export_predictor(network: SnrPredictor, scores: dict[str, float]) -> bytes:
             guess = self.network(power)
             return torch.sigmoid(guess[..., 0]), torch.sigmoid(guess[..., 1]), (guess[..., 2] * DB_SCALE).clamp(-15, 35)
 
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(Probabilities().eval(), (torch.rand(1, 50, STFT.n_bins),), buffer, dynamo=False,
-                          input_names=["power"], output_names=["speech", "share", "snr_db"],
-                          dynamic_axes={"power": {1: "frames"}, "speech": {1: "frames"}, "share": {1: "frames"},
-                                        "snr_db": {1: "frames"}})
-    model = onnx.load_from_string(buffer.getvalue())
-    for node in model.graph.node:
-        node.doc_string = ""
+    outputs = ["speech", "share", "snr_db"]
+    model = to_onnx(Probabilities(), (torch.rand(1, 50, STFT.n_bins),), input_names=["power"], output_names=outputs,
+                    dynamic_axes={name: {1: "frames"} for name in ["power", *outputs]})
     onnx.helper.set_model_props(model, {f"pse.{key}": f"{value:.4f}" for key, value in scores.items()})
     return seal(model.SerializeToString())

@@ -1,4 +1,4 @@
-"""Recordings -> segments -> pseudo-mixtures -> specialist -> model file: personalization from end to end, in one process."""
+"""Recordings -> segments -> pseudo-mixtures -> specialist -> model file: personalization from end to end."""
 
 import contextlib
 import copy
@@ -6,7 +6,6 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -127,12 +126,14 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
 
     if fitted.score <= fitted.curve[0][1]:
-        return None, report(KEPT, f"{fitted.n_steps} training steps found nothing better than the {job.size} generalist, "
-                                  "which stays in use.", advice=("give a larger budget_seconds", *_advice(facts)))
+        return None, report(KEPT, f"{fitted.n_steps} training steps found nothing better than the {job.size} "
+                                  "generalist, which stays in use.",
+                            advice=("give a larger budget_seconds", *_advice(facts)))
 
     progress("judge", 0.92, left(), "comparing with the generalist on held-out parts")
-    candidates = [(score(network), mix, network) for mix in MIXES for network in [interpolate(start, fitted.network, mix)]]
-    _, mix, candidate = max(candidates, key=lambda item: item[0])
+    mixed = {mix: interpolate(start, fitted.network, mix) for mix in MIXES}
+    mix = max(mixed, key=lambda mix: score(mixed[mix]))
+    candidate = mixed[mix]
     gain, checks = judge(candidate, start, judged["guard"], job.seed)
     if not all(check.passed for check in checks):       # half the way may pass where the whole did too much
         gentler = interpolate(start, candidate, 0.5)
