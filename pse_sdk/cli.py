@@ -154,14 +154,14 @@ def _listen(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    from .live import record
+    from .record import record
     status = record(args.file, device=args.input, seconds=args.seconds, sample_rate=args.rate)
     print(json.dumps(asdict(status)) if args.json else f"{args.file}  {status.seconds:.1f} s")
     return 0
 
 
 def _devices(args: argparse.Namespace) -> int:
-    from .live import devices
+    from .devices import devices
     found = devices()
     if args.json:
         print(json.dumps([asdict(device) for device in found]))

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .devices import quiet_sound_library
 from .errors import MissingDependencyError
-from .live import Control, LiveStatus, StreamMaker, listen, quiet_sound_library
+from .live import Control, LiveStatus, StreamMaker, listen
 
 try:
     from rich.console import Console, Group, RenderableType

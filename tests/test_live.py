@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from pse_sdk import live
+from pse_sdk import live, live_counting, live_files, open_devices
+from pse_sdk.devices import devices, find_device
 from pse_sdk.errors import AudioError, DeviceError, MissingDependencyError, SettingsError
+from pse_sdk.live_counting import DriftControl, Level, OutputQueue, SampleClock
+from pse_sdk.record import record
 
 RATE = 48_000
 BLOCK = 480
@@ -29,7 +32,7 @@ def white_noise(n_samples, seed=0):
 
 def clock_after(arrivals):
     """A sample clock that was told of (time, number of samples) pairs."""
-    clock = live.SampleClock(RATE)
+    clock = SampleClock(RATE)
     for now, n_samples in arrivals:
         clock.add(n_samples, now)
     return clock
@@ -65,7 +68,7 @@ def played(queue, n_blocks=1, length=BLOCK):
 
 
 def test_a_queue_plays_silence_until_enough_is_waiting_and_counts_none_of_it():
-    queue, sound = live.OutputQueue(target=1000, limit=5000), white_noise(1500)
+    queue, sound = OutputQueue(target=1000, limit=5000), white_noise(1500)
     assert not played(queue).any()
     queue.append(sound[:999])
     assert not played(queue).any()
@@ -75,7 +78,7 @@ def test_a_queue_plays_silence_until_enough_is_waiting_and_counts_none_of_it():
 
 
 def test_one_late_block_makes_one_gap_with_every_silent_sample_counted():
-    queue = live.OutputQueue(target=960, limit=5000)
+    queue = OutputQueue(target=960, limit=5000)
     queue.append(white_noise(1000))
     assert np.count_nonzero(played(queue, 5)) == 1000
     assert (queue.gaps, queue.gap_samples) == (1, 5 * BLOCK - 1000)
@@ -85,7 +88,7 @@ def test_one_late_block_makes_one_gap_with_every_silent_sample_counted():
 
 
 def test_a_queue_that_grew_too_long_drops_the_oldest_down_to_its_target():
-    queue, sound = live.OutputQueue(target=1000, limit=5000), white_noise(6000)
+    queue, sound = OutputQueue(target=1000, limit=5000), white_noise(6000)
     queue.append(sound)
     np.testing.assert_array_equal(played(queue, 2), sound[-1000:-40])
     assert (queue.dropped_samples, len(queue)) == (5000, 40)
@@ -94,7 +97,7 @@ def test_a_queue_that_grew_too_long_drops_the_oldest_down_to_its_target():
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sample_is_played_dropped_or_waiting(seed):
     rng = np.random.default_rng(seed)
-    queue, n_in, out = live.OutputQueue(target=TARGET, limit=3 * TARGET), 0, []
+    queue, n_in, out = OutputQueue(target=TARGET, limit=3 * TARGET), 0, []
     for _ in range(2000):
         for length in rng.integers(0, 1400, rng.integers(0, 3)):
             queue.append(np.full(length, 0.5, np.float32))
@@ -111,7 +114,7 @@ def test_every_sample_is_played_dropped_or_waiting(seed):
 @pytest.mark.parametrize("ppm", [-200, 0, 200])
 def test_clocks_that_differ_neither_empty_nor_fill_the_queue(ppm):
     minutes = 15
-    queue, drift = live.OutputQueue(TARGET, 2 * TARGET + RATE // 20), live.DriftControl(TARGET)
+    queue, drift = OutputQueue(TARGET, 2 * TARGET + RATE // 20), DriftControl(TARGET)
     block, out, waiting = np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.float32), []
     due = 0.0
     for _ in range(minutes * 60 * RATE // BLOCK):
@@ -129,7 +132,7 @@ def test_clocks_that_differ_neither_empty_nor_fill_the_queue(ppm):
 
 
 def test_drift_control_bends_a_tone_without_breaking_it():
-    drift = live.DriftControl(TARGET)
+    drift = DriftControl(TARGET)
     tone = np.sin(2 * np.pi * 300 * np.arange(RATE) / RATE).astype(np.float32)
     bent = np.concatenate([drift.adjust(block, 3 * TARGET) for block in tone.reshape(-1, BLOCK)])
     assert len(bent) == len(tone) + drift.balance < len(tone)
@@ -137,14 +140,14 @@ def test_drift_control_bends_a_tone_without_breaking_it():
 
 
 def test_a_level_is_the_mean_power_in_dbfs():
-    level = live.Level(RATE)
+    level = Level(RATE)
     for _ in range(200):
         level.add(np.full(BLOCK, 0.1, np.float32))
     assert level.dbfs == pytest.approx(-20, abs=0.05)
 
 
 def test_exact_zeros_for_a_second_are_no_quiet_room():
-    level = live.Level(RATE)
+    level = Level(RATE)
     for _ in range(99):
         level.add(np.zeros(BLOCK, np.float32))
     assert not level.all_zero
@@ -157,7 +160,7 @@ def test_exact_zeros_for_a_second_are_no_quiet_room():
 def test_blocks_that_the_worker_cannot_keep_up_with_are_dropped_and_counted():
     stream, proceed = Delay(), threading.Event()
     stream.before_step = proceed.wait
-    session = live._Session(stream, RATE, TARGET, live.Control())
+    session = live.Session(stream, RATE, TARGET, live.Control())
     for _ in range(100):
         session.on_input(np.ones(BLOCK, np.float32), 0.0)
     status = session.status()
@@ -169,7 +172,7 @@ def test_blocks_that_the_worker_cannot_keep_up_with_are_dropped_and_counted():
 
 def test_a_step_that_takes_longer_than_its_block_is_counted():
     stream = Delay()
-    session = live._Session(stream, RATE, TARGET, live.Control())
+    session = live.Session(stream, RATE, TARGET, live.Control())
     stream.before_step = lambda: time.sleep(0.03)
     for _ in range(3):
         session.step(np.zeros(BLOCK, np.float32))
@@ -293,9 +296,10 @@ def system(monkeypatch):
     """A machine with sound devices. Patience is short, for the sake of the tests'."""
     pretended = SoundSystem()
     monkeypatch.setitem(sys.modules, "sounddevice", pretended)
-    monkeypatch.setattr(live, "SILENT_DEVICE_SECONDS", 0.3)
-    monkeypatch.setattr(live, "STARTING_SECONDS", 0.6)
-    monkeypatch.setattr(live, "GIVE_UP_SECONDS", 0.8)
+    monkeypatch.setattr(open_devices, "SILENT_DEVICE_SECONDS", 0.3)
+    for module in (open_devices, live_counting):
+        monkeypatch.setattr(module, "STARTING_SECONDS", 0.6)
+    monkeypatch.setattr(open_devices, "GIVE_UP_SECONDS", 0.8)
     return pretended
 
 
@@ -324,7 +328,7 @@ def test_only_the_named_files_are_left_in_the_folder(system, tmp_path):
 
 
 def test_a_disk_that_is_too_slow_is_an_error_and_no_hole_in_the_files(system, tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "MAX_BLOCKS_FOR_DISK", 10)
+    monkeypatch.setattr(live_files, "MAX_BLOCKS_FOR_DISK", 10)
     with pytest.raises(SettingsError, match="as fast as sound comes"):
         live.listen(Delay(), seconds=5, record=tmp_path, on_status=lambda _: time.sleep(0.3))
 
@@ -436,19 +440,19 @@ def test_an_argument_out_of_range_is_refused(options):
 # ------------------------------------------------------------------------------------------------------------ devices
 
 def test_a_device_is_found_by_number_name_or_part_of_the_name(system):
-    assert live.find_device(None, "output").name == "Laptop"
+    assert find_device(None, "output").name == "Laptop"
     for text in ("1", 1, "usb MIC", "USB microphone"):
-        assert live.find_device(text, "input").name == "USB microphone"
+        assert find_device(text, "input").name == "USB microphone"
 
 
 def test_an_exact_name_wins_over_a_longer_one(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", SoundSystem([("Mic", 0, 1, 0), ("Mic 2", 0, 1, 0)]))
-    assert live.find_device("mic", "input").index == 0
+    assert find_device("mic", "input").index == 0
 
 
 def test_of_one_device_in_two_sound_systems_the_default_one_is_meant(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", SoundSystem([("Mic", 0, 1, 0), ("Mic", 1, 1, 0)]))
-    assert live.find_device("mic", "input").host_api == "ALSA"
+    assert find_device("mic", "input").host_api == "ALSA"
 
 
 @pytest.mark.parametrize("text, message", [
@@ -459,16 +463,16 @@ def test_of_one_device_in_two_sound_systems_the_default_one_is_meant(monkeypatch
 ])
 def test_a_name_that_fits_none_or_several_lists_what_there_is(system, text, message):
     with pytest.raises(DeviceError, match=message):
-        live.find_device(text, "input")
+        find_device(text, "input")
 
 
 def test_a_microphone_is_no_loudspeaker(system):
     with pytest.raises(DeviceError, match="no loudspeaker is called 'USB microphone'"):
-        live.find_device("USB microphone", "output")
+        find_device("USB microphone", "output")
 
 
 def test_a_machine_without_sound_says_so(empty_machine):
-    assert live.devices() == []
+    assert devices() == []
     with pytest.raises(DeviceError, match="this machine has no microphone"):
         live.listen(Delay())
 
@@ -476,7 +480,7 @@ def test_a_machine_without_sound_says_so(empty_machine):
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'pse_sdk\[live\]'"):
-        live.devices()
+        devices()
 
 
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
@@ -485,16 +489,16 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", import_module)
     with pytest.raises(MissingDependencyError, match="libportaudio2"):
-        live.devices()
+        devices()
 
 
 def test_importing_the_package_opens_no_sound_library():
-    code = "import sys, pse_sdk, pse_sdk.live; sys.exit('sounddevice' in sys.modules)"
+    code = "import sys, pse_sdk, pse_sdk.live, pse_sdk.record; sys.exit('sounddevice' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_chattering_library_is_kept_off_the_terminal_and_python_is_not():
-    code = ("import os, sys; from pse_sdk.live import quiet_sound_library as quiet\n"
+    code = ("import os, sys; from pse_sdk.devices import quiet_sound_library as quiet\n"
             "with quiet(): os.write(2, b'Expression failed'); print('still here', file=sys.stderr)\n"
             "os.write(2, b'afterwards'); print(' too', file=sys.stderr)")
     said = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True).stderr
@@ -504,7 +508,7 @@ def test_a_chattering_library_is_kept_off_the_terminal_and_python_is_not():
 # ---------------------------------------------------------------------------------------------------------- recording
 
 def test_a_recording_is_as_long_as_asked_to_the_sample(system, tmp_path):
-    status = live.record(tmp_path / "me.wav", seconds=0.505)
+    status = record(tmp_path / "me.wav", seconds=0.505)
     recording, rate = soundfile.read(tmp_path / "me.wav", dtype="float32")
     assert (len(recording), rate) == (round(0.505 * RATE), RATE)
     assert status.seconds == 0.505 and status.dropped_samples == 0
@@ -514,7 +518,7 @@ def test_a_recording_is_as_long_as_asked_to_the_sample(system, tmp_path):
 def test_a_recording_appears_whole_and_replaces_the_old_one_only_then(system, tmp_path):
     (tmp_path / "me.wav").write_bytes(b"the old one")
     seen = set()
-    live.record(tmp_path / "me.wav", seconds=0.5, on_status=lambda _: seen.add((tmp_path / "me.wav").read_bytes()))
+    record(tmp_path / "me.wav", seconds=0.5, on_status=lambda _: seen.add((tmp_path / "me.wav").read_bytes()))
     assert seen == {b"the old one"}
     assert soundfile.info(tmp_path / "me.wav").duration == 0.5
     assert os.listdir(tmp_path) == ["me.wav"]
@@ -525,7 +529,7 @@ def test_ctrl_c_keeps_what_was_recorded(system, tmp_path):
         if status.seconds > 0.2:
             raise KeyboardInterrupt
 
-    status = live.record(tmp_path / "me.wav", on_status=on_status)
+    status = record(tmp_path / "me.wav", on_status=on_status)
     assert soundfile.info(tmp_path / "me.wav").duration == pytest.approx(status.seconds)
     assert status.seconds > 0.2
 
@@ -536,7 +540,7 @@ def test_a_microphone_that_goes_away_leaves_what_it_sent(system, tmp_path):
             system.dead.set()
 
     with pytest.raises(DeviceError, match="microphone 'Laptop' went away; the .* s until then are kept in"):
-        live.record(tmp_path / "me.wav", on_status=on_status)
+        record(tmp_path / "me.wav", on_status=on_status)
     assert soundfile.info(tmp_path / "me.wav").duration > 0.8
 
 
@@ -544,7 +548,7 @@ def test_an_empty_recording_leaves_the_old_one_alone(system, tmp_path):
     (tmp_path / "me.wav").write_bytes(b"the old one")
     system.opens = False
     with pytest.raises(DeviceError):
-        live.record(tmp_path / "me.wav")
+        record(tmp_path / "me.wav")
     assert (tmp_path / "me.wav").read_bytes() == b"the old one"
     assert os.listdir(tmp_path) == ["me.wav"]
 
@@ -554,13 +558,13 @@ def test_an_empty_recording_leaves_the_old_one_alone(system, tmp_path):
 def test_a_target_that_cannot_be_written_is_refused_before_the_microphone_opens(system, tmp_path, name, message):
     (tmp_path / "folder.wav").mkdir()
     with pytest.raises(SettingsError, match=message):
-        live.record(tmp_path / name)
+        record(tmp_path / name)
     assert system.n_opened == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 def test_a_recording_is_for_its_owner_only(system, tmp_path):
-    live.record(tmp_path / "me.wav", seconds=0.1)
+    record(tmp_path / "me.wav", seconds=0.1)
     assert (tmp_path / "me.wav").stat().st_mode & 0o777 == 0o600
 
 

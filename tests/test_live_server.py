@@ -21,7 +21,10 @@ import pytest
 import soundfile
 
 from pse_sdk import live
+from pse_sdk.devices import find_device
 from pse_sdk.errors import DeviceError, ModelFileError, PseError
+from pse_sdk.live_counting import DriftControl
+from pse_sdk.record import record
 
 RATE = 48_000
 MICROPHONE, SPEAKER = "pse_mic", "pse_speaker"
@@ -247,7 +250,7 @@ class Stalling(PassThrough):
 
 def test_enhancement_that_stalls_makes_gaps_and_every_one_is_counted(tmp_path, monkeypatch):
     # microphone and loudspeaker have one clock here, and samples that are not bent can be compared
-    monkeypatch.setattr(live.DriftControl, "adjust", lambda self, samples, waiting: samples)
+    monkeypatch.setattr(DriftControl, "adjust", lambda self, samples, waiting: samples)
     hearing = hold_conversation(Stalling(), tmp_path, seconds=12)
     assert hearing.during["gaps"] >= 2 and hearing.status.late_steps >= 3
     assert_all_losses_were_counted(hearing)
@@ -274,19 +277,19 @@ def test_a_denoiser_plays_what_it_makes_of_a_file_and_before_after_switches_at_a
 
 
 def test_a_device_is_chosen_by_name_number_or_part_of_the_name():
-    chosen = live.find_device(MICROPHONE, "input")
+    chosen = find_device(MICROPHONE, "input")
     assert chosen.name == MICROPHONE
-    assert live.find_device(str(chosen.index), "input") == live.find_device("SE_MI", "input") == chosen
+    assert find_device(str(chosen.index), "input") == find_device("SE_MI", "input") == chosen
     with pytest.raises(DeviceError, match="pse_mic.*pse_speaker"):
-        live.find_device("pse", "input")
+        find_device("pse", "input")
     with pytest.raises(DeviceError, match="no loudspeaker is called 'hall'; there is .*pse_speaker"):
-        live.find_device("hall", "output")
+        find_device("hall", "output")
 
 
 def test_a_recording_holds_what_was_spoken(tmp_path):
     spoken, control, outcome = speech_like(5), live.Control(), []
     recorder = threading.Thread(target=lambda: outcome.append(
-        live.record(tmp_path / "me.wav", device=MICROPHONE, control=control)))
+        record(tmp_path / "me.wav", device=MICROPHONE, control=control)))
     recorder.start()
     time.sleep(1)
     speak(spoken, tmp_path)
