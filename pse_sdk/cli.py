@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from . import METHODS, Enhancer, Progress, PseError, __version__
+from .audio_file import audio_files
 from .config import SIZES
 from .errors import AudioError, ModelFileError, SettingsError
-from .recordings import audio_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,12 +10,13 @@ import soundfile  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
 from .audio import as_float32, check_sample_rate
+from .audio_file import AudioReader
 from .config import SIZES
 from .errors import AudioError, ModelFileError, SettingsError
 from .job import Progress, run_job
 from .model_format import ModelInfo, write_whole
 from .onnx_denoiser import OnnxDenoiser
-from .recordings import AudioReader, Source
+from .recordings import Source
 from .report import Report
 from .stream import EnhancementStream
 

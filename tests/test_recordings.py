@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pse_sdk.audio import dbfs
+from pse_sdk.audio_file import AudioReader
 from pse_sdk.errors import AudioError, MissingDependencyError, PseError, SettingsError
-from pse_sdk.recordings import AudioReader, Recording, read_recordings
+from pse_sdk.recordings import Recording, read_recordings
 
 EDGE = 800  # 50 ms at 16 kHz, where resampling still sees the silence around a recording
 
