@@ -17,7 +17,8 @@ import soundfile  # type: ignore[import-untyped]
 
 from pse_sdk.config import STFT
 from pse_sdk.errors import SettingsError
-from pse_sdk.noise import BandStatistics, band_statistics, foreign_noise
+from pse_sdk.noise import foreign_noise
+from pse_sdk.noise_statistics import BandStatistics, band_statistics
 
 SWINGS = ("slow_shared_db", "slow_own_db", "fast_shared_db", "fast_own_db")
 EXCERPT_SECONDS = 10.0

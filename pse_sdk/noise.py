@@ -1,42 +1,40 @@
-"""Foreign noise out of nothing: streets, rain, crowds and machines for training where no folder of noises exists.
+"""Foreign noise out of nothing, from rain to crowds, for training where no folder of noises exists.
 
 Every kind of noise is an excitation (hiss, pulses, clicks, chords) whose spectrum and movement follow real noise:
 
     excitation [T] -> short-time spectrum [N, F] -> gain to a drawn long-term spectrum, moving in time -> noise [T]
 
 The long-term spectra are draws from the principal components of real recordings, the movements from the quantiles of
-their level swings. Both are measured by `export/measure_noise_statistics.py` and kept in `noise_statistics.json`.
+their level swings; `noise_statistics` has both.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from .config import STFT
 from .errors import SettingsError
+from .noise_statistics import (
+    BAND_CENTRES,
+    BAND_EDGES,
+    HZ_PER_BIN,
+    N_BANDS,
+    STATISTICS,
+    decibels,
+    n_frames,
+    short_time_spectrum,
+)
 from .stft import WINDOW
 
 RMS = 0.1
 MAX_SECONDS = 3600.0
 
-N_BANDS = 20
-_HZ_PER_BIN = STFT.sample_rate / STFT.n_fft
-# Bands grow with frequency: 60 Hz wide below 200 Hz, 1.2 kHz at the top. The bin of the constant is left out.
-_EDGES_HZ = 300 * np.expm1(np.linspace(0, np.log1p(STFT.sample_rate / 2 / 300), N_BANDS + 1))
-BAND_EDGES = np.round(_EDGES_HZ / _HZ_PER_BIN).astype(int)
-BAND_EDGES[[0, -1]] = 1, STFT.n_bins
-_BAND_CENTRES = (BAND_EDGES[:-1] + BAND_EDGES[1:] - 1) / 2
 # Levels between two band centres lie on a line: levels [.., bands] @ _TO_BINS is [.., F].
-_TO_BINS = np.stack([np.interp(np.arange(STFT.n_bins), _BAND_CENTRES, row) for row in np.eye(N_BANDS)])
+_TO_BINS = np.stack([np.interp(np.arange(STFT.n_bins), BAND_CENTRES, row) for row in np.eye(N_BANDS)])
 _TO_BINS = _TO_BINS.astype(np.float32)
-_FRAMES_PER_SECOND = STFT.sample_rate // STFT.hop_length
 # Resonances of an adult's throat: lowest and highest frequency, width, strength.
 # The ranges of the first three after Peterson and Barney, JASA 1952, table II.
 _FORMANTS = ((280, 800, 90, 1.0), (800, 2300, 130, 0.6), (2200, 3200, 200, 0.35), (3300, 4200, 300, 0.25))
-_FLOOR_DB = 40.0          # a band this far below its own mean is silent; digital silence would swing without end
 _TABLE_LENGTH = 4096      # samples in one period of a wave table
 
 
@@ -68,87 +66,6 @@ def foreign_noise(seconds: float, rng: np.random.Generator, kind: str | None = N
     start = rng.integers(n_made - n_samples + 1)
     noise = _KINDS[kind][1](n_made, rng)[start:start + n_samples]
     return (noise * (RMS / _rms(noise))).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class BandStatistics:
-    """How a noise is spread over bands and how it moves, all in dB.
-
-    `spectrum_db` [bands] is the long-term power density over the density of all bands together. The swings are
-    standard deviations: `slow` of levels over 1 s, `fast` of levels over 16 ms around those; `shared` by all bands
-    (of the mean of their levels), `own` the rest, a mean over bands.
-    """
-
-    spectrum_db: np.ndarray
-    slow_shared_db: float
-    slow_own_db: float
-    fast_shared_db: float
-    fast_own_db: float
-
-
-def band_power(samples: np.ndarray) -> np.ndarray:
-    """Mean power per bin [N, bands] of the frames, 16 ms apart, of `samples` [T]."""
-    spectrum = _stft(samples.astype(np.float32))
-    power = spectrum.real**2 + spectrum.imag**2
-    return np.add.reduceat(power, BAND_EDGES[:-1], axis=1) / np.diff(BAND_EDGES)
-
-
-def band_statistics(samples: np.ndarray) -> BandStatistics:
-    """Describe `samples` [T]. Raises SettingsError where they are shorter than 2 s, or silent."""
-    power = band_power(samples)[1:-1]                       # the outer frames hold half of the samples
-    n_seconds = len(power) // _FRAMES_PER_SECOND
-    mean_power = power.mean(0)
-    if n_seconds < 2 or mean_power.max() < 1e-9:
-        raise SettingsError(f"expected 2 s of sound or more, got {len(samples) / STFT.sample_rate:.2f} s, or silence")
-    floor = np.maximum(mean_power * 10 ** (-_FLOOR_DB / 10), 1e-12)
-    density = mean_power @ np.diff(BAND_EDGES) / (STFT.n_bins - 1)
-
-    by_second = power[:n_seconds * _FRAMES_PER_SECOND].reshape(n_seconds, _FRAMES_PER_SECOND, N_BANDS)
-    slow_db = _db(np.maximum(by_second.mean(1), floor))     # [seconds, bands]
-    fast_db = _db(np.maximum(by_second, floor))
-    fast_db -= fast_db.mean(1, keepdims=True)
-    return BandStatistics(
-        _db(np.maximum(mean_power / density, 1e-7)),
-        *_shared_and_own(slow_db),
-        *_shared_and_own(fast_db.reshape(-1, N_BANDS)),
-    )
-
-
-def _shared_and_own(levels_db: np.ndarray) -> tuple[float, float]:
-    shared = levels_db.mean(1, keepdims=True)
-    return float(shared.std()), float((levels_db - shared).std(0).mean())
-
-
-@dataclass(frozen=True)
-class NoiseStatistics:
-    """Real noises in numbers, all in dB.
-
-    `mean_db` [bands] and `components_db` [components, bands] (standard deviations) describe the long-term spectra,
-    `residual_db` what the components leave. The swings are quantiles at even ranks from 0 to 1, as in
-    `BandStatistics`, the fast ones less what white noise swings by itself.
-    """
-
-    mean_db: np.ndarray
-    components_db: np.ndarray
-    residual_db: float
-    slow_shared_db: np.ndarray
-    slow_own_db: np.ndarray
-    fast_shared_db: np.ndarray
-    fast_own_db: np.ndarray
-
-    @classmethod
-    def read(cls, path: Path) -> "NoiseStatistics":
-        numbers = json.loads(path.read_text("utf-8"))
-        residual_db = float(numbers.pop("residual_db"))
-        return cls(residual_db=residual_db, **{name: np.array(value) for name, value in numbers.items()})
-
-    def draw_spectrum(self, rng: np.random.Generator) -> np.ndarray:
-        """A long-term spectrum [bands] in dB."""
-        weights = rng.standard_normal(len(self.components_db)).clip(-2.5, 2.5)
-        return np.asarray(self.mean_db + weights @ self.components_db + rng.normal(0, self.residual_db, N_BANDS))
-
-
-STATISTICS = NoiseStatistics.read(Path(__file__).with_name("noise_statistics.json"))
 
 
 # The kinds. Each makes n samples, at any level.
@@ -252,12 +169,12 @@ NOISE_KINDS: tuple[str, ...] = tuple(_KINDS)
 
 def _shape(samples: np.ndarray, rng: np.random.Generator, movement_db: np.ndarray | float = 0.0) -> np.ndarray:
     """Give `samples` [T] a long-term spectrum drawn from real ones, and let it move by `movement_db` [N, bands]."""
-    spectrum = _stft(samples)
+    spectrum = short_time_spectrum(samples)
     power = np.add.reduceat(spectrum.real**2 + spectrum.imag**2, BAND_EDGES[:-1], axis=1).mean(0) / np.diff(BAND_EDGES)
     loudest = power.max()
     # Where the excitation has nothing, little is lifted: not more than 50 dB.
-    level_db = STATISTICS.draw_spectrum(rng) - _db(np.maximum(power / loudest, 1e-5) * loudest)
-    level_db = level_db + movement_db - _db(np.mean(10 ** (np.atleast_2d(movement_db) / 10), axis=0))
+    level_db = STATISTICS.draw_spectrum(rng) - decibels(np.maximum(power / loudest, 1e-5) * loudest)
+    level_db = level_db + movement_db - decibels(np.mean(10 ** (np.atleast_2d(movement_db) / 10), axis=0))
     ripple_db = np.convolve(rng.normal(0, 2.0, STFT.n_bins + 4), [0.25, 0.5, 0.75, 0.5, 0.25], "valid")
     gain_db = level_db.astype(np.float32) @ _TO_BINS + ripple_db.astype(np.float32)
     return _istft(spectrum * 10 ** (gain_db / 20), len(samples))
@@ -269,7 +186,7 @@ def _movement(n: int, rng: np.random.Generator, ranks: tuple[float, float]) -> n
     # Neighbouring bands move together: ten tracks, spread over the bands.
     spread = np.stack([np.interp(np.linspace(0, 9, N_BANDS), np.arange(10), row) for row in np.eye(10)])
     spread = (spread / np.sqrt(np.square(spread).sum(0))).astype(np.float32)
-    movement = np.zeros((_n_frames(n), N_BANDS), np.float32)
+    movement = np.zeros((n_frames(n), N_BANDS), np.float32)
     for seconds, shared_db, own_db in (
         (slow_seconds, _at_rank(STATISTICS.slow_shared_db, ranks, rng), _at_rank(STATISTICS.slow_own_db, ranks, rng)),
         (fast_seconds, _at_rank(STATISTICS.fast_shared_db, ranks, rng), _at_rank(STATISTICS.fast_own_db, ranks, rng)),
@@ -300,7 +217,7 @@ def _in_a_room(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     tail *= 10 ** (rng.uniform(-15, 3) / 20) / np.sqrt(np.square(tail).sum())
     dark = 1 / (1 + np.linspace(0, 8, n_fft // 2 + 1, dtype=np.float32) / rng.uniform(1, 8))
     colour_db = 0.7 * (STATISTICS.draw_spectrum(rng) - STATISTICS.mean_db)
-    colour = np.interp(np.linspace(0, STFT.n_bins - 1, len(dark)), _BAND_CENTRES, 10 ** (colour_db / 20))
+    colour = np.interp(np.linspace(0, STFT.n_bins - 1, len(dark)), BAND_CENTRES, 10 ** (colour_db / 20))
     response = (1 + np.fft.rfft(tail, n_fft) * dark) * colour.astype(np.float32)
     return np.fft.irfft(np.fft.rfft(samples, n_fft) * response, n_fft)[:len(samples)].astype(np.float32)
 
@@ -318,7 +235,7 @@ def synthetic_voice(n: int, rng: np.random.Generator) -> np.ndarray:
     starts = np.concatenate([[0.0], np.cumsum(durations + pauses)[:-1]])
     middles = starts + 0.6 * durations
 
-    time = np.arange(_n_frames(n)) * STFT.hop_seconds
+    time = np.arange(n_frames(n)) * STFT.hop_seconds
     syllable = np.searchsorted(starts, time, "right") - 1
     place = (time - starts[syllable]) / durations[syllable]          # 0 to 1 in a syllable, above in a pause
     level = np.sqrt(np.sin(np.pi * np.clip(place, 0, 1))) * 10 ** (rng.normal(0, 4, n_syllables) / 20)[syllable]
@@ -332,7 +249,7 @@ def synthetic_voice(n: int, rng: np.random.Generator) -> np.ndarray:
     voiced = _to_samples(1 - hissing, n)
     excitation = voiced * pulses + (0.03 + 0.25 * (1 - voiced)) * _hiss(n, rng)
 
-    hz = np.arange(STFT.n_bins, dtype=np.float32) * np.float32(_HZ_PER_BIN)
+    hz = np.arange(STFT.n_bins, dtype=np.float32) * np.float32(HZ_PER_BIN)
     gain = np.full((len(time), STFT.n_bins), 0.01, np.float32)
     for low_hz, high_hz, width_hz, strength in _FORMANTS:
         formant_hz = np.interp(time, middles, size * rng.uniform(low_hz, high_hz, n_syllables)).astype(np.float32)
@@ -340,7 +257,7 @@ def synthetic_voice(n: int, rng: np.random.Generator) -> np.ndarray:
     hiss_hz = rng.uniform(1500, 7000, n_syllables)[syllable].astype(np.float32)
     consonant = 1 / (1 + np.square((hz - hiss_hz[:, None]) * np.float32(1 / 1200)))
     gain += hissing[:, None] * (consonant - gain)
-    return _istft(_stft(excitation) * gain * level.astype(np.float32)[:, None], n)
+    return _istft(short_time_spectrum(excitation) * gain * level.astype(np.float32)[:, None], n)
 
 
 def _struck(rng: np.random.Generator, centre_hz: float, ring_seconds: float) -> np.ndarray:
@@ -390,7 +307,7 @@ def _hiss(n: int, rng: np.random.Generator) -> np.ndarray:
 
 def _wander(n: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
     """A random walk without end [N] for `n` samples: mean 0, deviation 1, a new direction about every `seconds`."""
-    place = np.arange(_n_frames(n)) * (STFT.hop_seconds / seconds) + rng.random()
+    place = np.arange(n_frames(n)) * (STFT.hop_seconds / seconds) + rng.random()
     # On a line between two independent draws the variance is 2/3 of theirs, on the mean.
     turns = rng.normal(0, np.sqrt(1.5), int(place[-1]) + 2)
     return np.asarray(np.interp(place, np.arange(len(turns)), turns), np.float32)
@@ -425,29 +342,14 @@ def _rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) + 1e-12
 
 
-def _db(power: np.ndarray) -> np.ndarray:
-    return np.asarray(10 * np.log10(power))
-
-
 def _round_length(n: int) -> int:
     """The next 2^k or 3 * 2^k, even: lengths the Fourier transform is quick at."""
     power = 1 << max(2, (n - 1).bit_length())
     return power * 3 // 4 if power * 3 // 4 >= n else power
 
 
-def _n_frames(n: int) -> int:
-    return -(-n // STFT.hop_length) + 1
-
-
-def _stft(samples: np.ndarray) -> np.ndarray:
-    """Short-time spectrum [N, F]; every sample lies in two frames."""
-    hop = STFT.hop_length
-    padded = np.pad(samples, (hop, (_n_frames(len(samples)) * hop - len(samples))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, STFT.n_fft)[::hop]
-    return np.fft.rfft(frames * WINDOW).astype(np.complex64)
-
-
 def _istft(spectrum: np.ndarray, n: int) -> np.ndarray:
+    """The `n` samples that have this short-time spectrum."""
     hop = STFT.hop_length
     frames = np.fft.irfft(spectrum).astype(np.float32) * WINDOW
     samples = np.zeros((len(frames) + 1, hop), np.float32)

@@ -5,7 +5,8 @@ import pytest
 
 from pse_sdk.config import STFT
 from pse_sdk.errors import SettingsError
-from pse_sdk.noise import BAND_EDGES, N_BANDS, NOISE_KINDS, STATISTICS, band_power, band_statistics, foreign_noise
+from pse_sdk.noise import NOISE_KINDS, foreign_noise
+from pse_sdk.noise_statistics import BAND_EDGES, N_BANDS, STATISTICS, band_power, band_statistics
 
 N_DRAWS = 12
 """The parameters of a kind are random: facts hold for the median of a dozen draws."""
@@ -172,5 +173,5 @@ def test_an_impossible_length_is_refused(seconds):
 
 
 def test_silence_has_no_statistics():
-    with pytest.raises(SettingsError, match="silent"):
+    with pytest.raises(SettingsError, match="silence"):
         band_statistics(np.zeros(5 * STFT.sample_rate))
