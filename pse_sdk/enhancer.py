@@ -1,7 +1,9 @@
 """The front door: a denoiser that starts good for everybody and can be made better for one voice."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -100,7 +102,9 @@ class Enhancer:
             AudioError: the source cannot be read, or the target cannot be written.
         """
         target = Path(target)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        if not target.name or "\0" in target.name:
+            raise AudioError(f"{str(target)!r} names no file; give a path such as 'enhanced.wav'")
+        partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
         written = 0
         with AudioReader(source) as reader:
             try:
@@ -118,7 +122,8 @@ class Enhancer:
             except (OSError, soundfile.LibsndfileError) as error:
                 raise AudioError(f"{target}: cannot be written ({error}); choose a writable folder") from error
             finally:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):
+                    partial.unlink()
             return written / reader.sample_rate
 
     def stream(self, sample_rate: int, channels: int = 1) -> EnhancementStream:

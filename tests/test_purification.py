@@ -87,6 +87,20 @@ def test_frames_of_a_long_recording_are_judged_once_and_in_their_place(monkeypat
     np.testing.assert_allclose(found.snr_db, power_spectrogram(samples).sum(1), rtol=1e-6)
 
 
+def test_a_frame_inside_is_judged_with_half_a_second_on_both_sides(monkeypatch, predictor):
+    class Edges:
+        """Says of each frame how many came before it, and how many after it, in the same run."""
+
+        def run(self, names, inputs):
+            before = np.arange(inputs["power"].shape[1], dtype=np.float32)[None]
+            return [before, before[:, ::-1], before]
+
+    monkeypatch.setitem(predictor.__dict__, "_session", Edges())
+    found = predictor.analyse(noise(2000 * HOP))
+    place = np.arange(2000)
+    assert np.all(found.speech >= np.minimum(place, 31)) and np.all(found.share >= np.minimum(place[::-1], 31))
+
+
 @pytest.mark.parametrize("gain_db", [-30, 20])
 def test_the_level_of_a_recording_does_not_matter(predictor, gain_db):
     samples = voice(200 * HOP) + noise(200 * HOP)

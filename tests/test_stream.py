@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -330,3 +331,30 @@ def test_a_stream_that_runs_on_does_not_grow(enhancer, rate):
         assert memory_after(100) - early < 3 * chunk.nbytes     # a hundred chunks would be a hundred times as much
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rate, channels", [(16_000, 1), (44_100, 2)])
+def test_a_file_is_enhanced_like_its_samples(enhancer, tmp_path, rate, channels):
+    samples = white_noise(rate // 2, channels)
+    soundfile.write(tmp_path / "noisy.wav", samples, rate, subtype="FLOAT")
+    assert enhancer.enhance_file(tmp_path / "noisy.wav", tmp_path / "enhanced.wav") == 0.5
+    enhanced, its_rate = soundfile.read(tmp_path / "enhanced.wav", always_2d=True)
+    assert its_rate == rate
+    np.testing.assert_allclose(enhanced, enhancer.enhance(samples, rate), rtol=0, atol=1.01 / 2**15)   # 16 bits
+
+
+def test_a_file_may_be_enhanced_in_place(enhancer, tmp_path):
+    soundfile.write(tmp_path / "noisy.wav", white_noise(8000), 16_000)
+    enhancer.enhance_file(tmp_path / "noisy.wav", tmp_path / "noisy.wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["noisy.wav"]
+    assert soundfile.info(tmp_path / "noisy.wav").frames == 8000
+
+
+@pytest.mark.parametrize("target", ["", ".", "x" * 250, "a\0b", "noisy.wav/enhanced.wav", "missing/e.wav", "folder"])
+def test_a_target_that_cannot_be_written_is_an_audio_error_and_leaves_nothing(enhancer, tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    soundfile.write("noisy.wav", white_noise(8000), 16_000)
+    with pytest.raises(AudioError):
+        enhancer.enhance_file("noisy.wav", target)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "noisy.wav"]
