@@ -120,7 +120,13 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
     with (folder / "errors.txt").open("wb") as errors:
         child = subprocess.Popen([sys.executable, "-m", "pse_sdk.training", str(folder)], stdout=subprocess.PIPE,
                                  stderr=errors, stdin=subprocess.DEVNULL, env=environment)
-    watchdog = threading.Timer(max(1.0, deadline - time.time()) + OVERTIME_SECONDS, child.kill)
+    overtime = threading.Event()
+
+    def stop() -> None:
+        overtime.set()
+        child.kill()
+
+    watchdog = threading.Timer(max(1.0, deadline - time.time()) + OVERTIME_SECONDS, stop)
     watchdog.daemon = True
     watchdog.start()
     refused = ""
@@ -141,6 +147,9 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
             child.stdout.close()
     if refused:
         raise PersonalizationError(f"{refused}; the model in use is unchanged")
+    if overtime.is_set():
+        raise PersonalizationError(f"the training process had not ended {OVERTIME_SECONDS:.0f} s after its budget "
+                                   "and was stopped; the model in use is unchanged, try again when the machine is less busy")
     if not (folder / "report.json").exists():
         last = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise PersonalizationError(f"the training process ended with code {child.returncode} ({last[0][:300]}); "

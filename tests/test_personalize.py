@@ -168,3 +168,12 @@ def test_the_library_prints_nothing(hum, capfd):
 def test_importing_the_front_door_does_not_import_torch():
     code = "import sys, pse_sdk; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_hours_of_recordings_are_cut_to_what_a_budget_can_learn():
+    from pse_sdk.training.specialist import at_most
+    long, short = np.arange(3000 * RATE, dtype=np.float32), np.ones(1000 * RATE, np.float32)
+    (first, second), note = at_most([long, short], 1200)
+    assert (len(first), len(second)) == (900 * RATE, 300 * RATE)
+    assert first[0] == 1050 * RATE and "67 minutes" in note[0]
+    assert at_most([short], 1200)[1] == ()

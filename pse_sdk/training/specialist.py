@@ -27,6 +27,7 @@ from .onnx_export import export_model
 from .pseudo_mixtures import AUTO, METHODS, NoiseBanks, Pair, PseudoMixtures
 
 LEAST_SPEECH_SECONDS = 20.0
+MOST_SECONDS = 20 * 60.0    # of recordings: more than that is not learnt within a budget of minutes
 FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
 LEAST_HARVEST_SECONDS = 3.0
 FINISH_SECONDS = 6.0        # kept back from the budget for interpolation, guard and export
@@ -75,13 +76,19 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
         values = {**facts, **more, "status": status, "summary": summary, "seconds_spent": round(time.time() - began, 1)}
         return Report(**values)  # type: ignore[arg-type]
 
+    def out_of_time() -> Report:
+        return report(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
+                            f"The {job.size} generalist stays in use.",
+                      advice=("give a larger budget_seconds, or fewer hours of recordings",))
+
     progress("analyse", 0.0, left(), "judging the recordings")
     predictor = FramePredictor()
-    stretches = [_stretch(samples, predictor) for samples in job.recordings]
+    recordings, note = at_most(job.recordings, MOST_SECONDS)
+    stretches = [_stretch(samples, predictor) for samples in recordings]
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts |= {"seconds_recorded": round(sum(len(r) for r in job.recordings) / STFT.sample_rate, 1),
-              "seconds_of_speech": round(speech_seconds, 1), "notes": job.notes,
+              "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
               "snr_db": round(float(np.median(snrs)), 1) if snrs else float("nan")}
     if speech_seconds < LEAST_SPEECH_SECONDS:
         return None, report(
@@ -92,8 +99,12 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     parts = split(stretches)
     progress("teach", 0.05, left(), "estimating the speech in the recordings")
     teacher = _teacher()
-    pairs = {name: [Pair(stretch, teacher.enhance(stretch.samples, STFT.sample_rate)) for stretch in part]
-             for name, part in parts.items()}
+    pairs: dict[str, list[Pair]] = {name: [] for name in parts}
+    for name, part in parts.items():
+        for stretch in part:
+            if left() < FINISH_SECONDS:
+                return None, out_of_time()
+            pairs[name].append(Pair(stretch, teacher.enhance(stretch.samples, STFT.sample_rate)))
     rng = np.random.default_rng(job.seed)
     foreign = [foreign_noise(FOREIGN_SECONDS, rng) for _ in range(FOREIGN_CLIPS)]
     noises = _noise_banks(pairs["training"], job.noise, foreign[: FOREIGN_CLIPS // 2])
@@ -119,9 +130,7 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
 
     seconds = left() - FINISH_SECONDS
     if seconds < 5.0:
-        return None, report(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
-                                  f"The {job.size} generalist stays in use.",
-                            advice=("give a larger budget_seconds, or fewer hours of recordings",))
+        return None, out_of_time()
     fitted = fit(start, mixtures, score, seconds=seconds, steps=job.steps, config=FitConfig(), on_step=on_step)
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
 
@@ -157,6 +166,19 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     progress("done", 1.0, 0.0, "done")
     return model, report(ACCEPTED, f"The specialist is {gain:.1f} dB better than the {job.size} generalist on held-out "
                                    "parts of the recordings, and is in use.", advice=_advice(facts))
+
+
+def at_most(recordings: Sequence[np.ndarray], seconds: float) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """The recordings, or the same share from the middle of each where they are longer together, and a note of that."""
+    total = sum(map(len, recordings)) / STFT.sample_rate
+    if total <= seconds:
+        return list(recordings), ()
+    kept = []
+    for samples in recordings:
+        length = int(len(samples) * seconds / total)
+        start = (len(samples) - length) // 2
+        kept.append(samples[start:start + length])
+    return kept, (f"of {total / 60:.0f} minutes of recordings {seconds / 60:.0f} were used, from the middle of each",)
 
 
 def interpolate(start: Denoiser, end: Denoiser, mix: float) -> Denoiser:
