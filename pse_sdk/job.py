@@ -149,7 +149,7 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
         raise PersonalizationError(f"{refused}; the model in use is unchanged")
     if overtime.is_set():
         raise PersonalizationError(f"the training process had not ended {OVERTIME_SECONDS:.0f} s after its budget "
-                                   "and was stopped; the model in use is unchanged, try again when the machine is less busy")
+                                   "and was stopped; the model in use is unchanged, try again on a less busy machine")
     if not (folder / "report.json").exists():
         last = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise PersonalizationError(f"the training process ended with code {child.returncode} ({last[0][:300]}); "
