@@ -33,8 +33,8 @@ class Report:
     seconds_of_speech: float = 0.0
     seconds_of_noise: float = 0.0
     """Harvested from the user's own pauses."""
-    snr_db: float = float("nan")
-    """Median SNR of the recordings' speech as the predictor hears it."""
+    snr_db: float | None = None
+    """Median SNR of the recordings' speech as the predictor hears it; None without speech."""
     n_steps: int = 0
     seconds_spent: float = 0.0
     seconds_training: float = 0.0

@@ -140,3 +140,15 @@ def test_the_running_level_is_the_average_of_the_past_so_far(network):
     weights = decay ** np.arange(199, -1, -1)
     assert level[0, 0] == pytest.approx(power[0, 0].item(), rel=1e-5)
     assert level[0, -1] == pytest.approx(np.average(power[0].numpy(), weights=weights), rel=1e-4)
+
+
+def test_a_muted_microphone_does_not_change_the_level_that_was_heard():
+    torch.manual_seed(0)
+    network = build_network("tiny").eval()
+    spectra = torch.randn(1, 100, 2, STFT.n_bins)
+    with torch.no_grad():
+        _, before = network(spectra, network.initial_state())
+        _, after = network(torch.zeros(1, 1000, 2, STFT.n_bins), before)      # 16 s
+    level = {name: float(state["level"][0, 0] / state["level"][0, 1]) for name, state in
+             (("before", before), ("after", after))}
+    assert level["after"] == pytest.approx(level["before"], rel=1e-3)

@@ -133,12 +133,16 @@ class Denoiser(nn.Module):
         return torch.cat([low, enhanced[..., n_low:]], dim=3), next_state
 
     def _running_level(self, power: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Debiased exponential average of `power` [B, N] and its new state [B, 2]."""
+        """Debiased exponential average of `power` [B, N] over the frames that hold a signal, and its new state [B, 2].
+
+        Digital silence (a muted microphone) counts for nothing: the level is still known when sound comes back.
+        """
         n_frames = power.shape[1]
         decay = 1.0 - STFT.hop_seconds / LEVEL_SECONDS
         age = torch.arange(n_frames, device=power.device)
         kernel = torch.where(age[:, None] >= age, decay ** (age[:, None] - age).clamp_min(0).to(power.dtype), 0.0)
         fading = decay ** (age + 1).to(power.dtype)
-        inputs = torch.stack([power, torch.ones_like(power)], dim=2) * (1.0 - decay)     # [B, N, 2]
+        heard = (power > LEVEL_FLOOR).to(power.dtype)
+        inputs = torch.stack([power * heard, heard], dim=2) * (1.0 - decay)     # [B, N, 2]
         sums = kernel @ inputs + fading[:, None] * state.unsqueeze(1)
-        return sums[..., 0] / sums[..., 1], sums[:, -1]
+        return sums[..., 0] / (sums[..., 1] + 1e-12), sums[:, -1]

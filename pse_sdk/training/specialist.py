@@ -89,7 +89,7 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts |= {"seconds_recorded": round(sum(len(r) for r in job.recordings) / STFT.sample_rate, 1),
               "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
-              "snr_db": round(float(np.median(snrs)), 1) if snrs else float("nan")}
+              "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
     if speech_seconds < LEAST_SPEECH_SECONDS:
         return None, report(
             INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings; "
@@ -242,6 +242,6 @@ def _advice(facts: dict[str, object]) -> tuple[str, ...]:
         advice.append("a few minutes more of speech would help most")
     if float(str(facts.get("seconds_of_noise", 0))) < 10:
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
-    if float(str(facts["snr_db"])) < 5:
+    if isinstance(facts["snr_db"], float) and facts["snr_db"] < 5:
         advice.append("the recordings are very noisy; a few from closer to the microphone would help")
     return tuple(advice)
