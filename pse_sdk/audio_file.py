@@ -81,8 +81,14 @@ class AudioReader:
             self.notes = tuple(decoder.problems(n_read))
 
 
+ENHANCED_SUFFIX = ".enhanced.wav"
+
+
 def audio_files(source: str | os.PathLike[str]) -> list[Path]:
-    """The file itself, or the files with a known suffix below a folder, in the order of their paths."""
+    """The file itself, or the files with a known suffix below a folder, in the order of their paths.
+
+    In a folder, hidden files and what `pse enhance` left there are passed over.
+    """
     if not os.fspath(source):
         raise AudioError("expected the path of a file or folder, got an empty one")
     root = Path(source)
@@ -96,7 +102,8 @@ def audio_files(source: str | os.PathLike[str]) -> list[Path]:
     for folder, subfolders, names in os.walk(root, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         files += [Path(folder, name) for name in names
-                  if not name.startswith(".") and Path(name).suffix.lower() in SOUNDFILE_SUFFIXES | PHONE_SUFFIXES]
+                  if not name.startswith(".") and not name.endswith(ENHANCED_SUFFIX)
+                  and Path(name).suffix.lower() in SOUNDFILE_SUFFIXES | PHONE_SUFFIXES]
     if not files:
         raise AudioError(f"{_printable(root)}: this folder holds no audio files (such as .wav, .flac, .mp3, .m4a)")
     return sorted(files)

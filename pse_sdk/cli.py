@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import METHODS, Enhancer, Progress, PseError, __version__
-from .audio_file import audio_files
+from .audio_file import ENHANCED_SUFFIX, audio_files
 from .config import SIZES
 from .errors import AudioError, ModelFileError, SettingsError
 
@@ -19,6 +21,9 @@ from .errors import AudioError, ModelFileError, SettingsError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0, 2 for anything the user can mend (said in one line), 130 after Ctrl-C."""
     args = _parser().parse_args(arguments)
+    for name in ("SIGTERM", "SIGHUP"):      # end as after Ctrl-C: nothing half-done stays behind
+        if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         return int(args.run(args) or 0)
     except PseError as error:
@@ -88,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _enhancer(args: argparse.Namespace) -> Enhancer:
     return Enhancer(args.model) if args.model else Enhancer(size=args.size or "small")
 
@@ -121,27 +130,38 @@ def _enhance(args: argparse.Namespace) -> int:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AudioError(f"{args.out}: cannot be made a folder ({error.strerror}); choose another --out") from error
-    rows, taken = [], set()
+    targets: dict[Path, Path] = {}
     for source in sources:
         if args.out is None:
-            target = source.with_name(f"{source.stem}.enhanced.wav")
+            target = source.with_name(source.stem + ENHANCED_SUFFIX)
         else:
             target = args.out if one_file else args.out / f"{source.stem}.wav"
-        if target.resolve() in taken:
+        if target in targets:
             raise SettingsError(f"two inputs would both become {target}; enhance them into different folders")
-        taken.add(target.resolve())
-        if target.exists() and target.samefile(source):
+        if target.exists() and source.exists() and target.samefile(source):
             raise SettingsError(f"{source} would overwrite itself; choose another --out")
+        targets[target] = source
+    rows: list[dict[str, Any]] = []
+    failed = False
+    for target, source in targets.items():
         started = time.perf_counter()
-        seconds = enhancer.enhance_file(source, target)
+        try:
+            result = enhancer.enhance_file(source, target)
+        except PseError as error:       # one bad file does not keep the others from being enhanced
+            if len(targets) == 1:
+                raise
+            failed = True
+            rows.append({"source": str(source), "error": str(error)})
+            print(f"pse: {error}", file=sys.stderr)
+            continue
         spent = time.perf_counter() - started
-        rows.append({"source": str(source), "target": str(target), "seconds": round(seconds, 2),
-                     "seconds_spent": round(spent, 2)})
+        rows.append({"source": str(source), "target": str(target), "seconds": round(result.seconds, 2),
+                     "seconds_spent": round(spent, 2), "notes": result.notes})
         if not args.json:
-            print(f"{target}  {seconds:.1f} s of audio in {spent:.1f} s")
+            print(f"{target}  {result.seconds:.1f} s of audio in {spent:.1f} s", *result.notes, sep="\n  note: ")
     if args.json:
         print(json.dumps(rows))
-    return 0
+    return 2 if failed else 0
 
 
 def _listen(args: argparse.Namespace) -> int:
@@ -166,6 +186,8 @@ def _devices(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(device) for device in found]))
         return 0
+    if not found:
+        print("this machine has no sound devices", file=sys.stderr)
     for device in found:
         roles = [f"{n} in" for n in [device.n_inputs] if n] + [f"{n} out" for n in [device.n_outputs] if n]
         default = " (default)" if device.is_default_input or device.is_default_output else ""

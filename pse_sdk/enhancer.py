@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,7 +21,16 @@ from .model_format import ModelInfo, write_whole
 from .onnx_denoiser import OnnxDenoiser
 from .recordings import Source
 from .report import Report
-from .stream import EnhancementStream
+from .stream import LARGEST_SAMPLE, EnhancementStream
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What `Enhancer.enhance_file` did."""
+
+    seconds: float
+    notes: tuple[str, ...]
+    """What was wrong with the source, in plain words."""
 
 
 class Enhancer:
@@ -85,6 +95,9 @@ class Enhancer:
             SettingsError: a rate outside the range.
         """
         samples = as_float32(noisy)
+        if samples.size and np.mean(np.abs(samples) > LARGEST_SAMPLE) > 0.1:
+            raise AudioError(f"samples reach {np.nanmax(np.abs(samples)):.0f}, expected floats in [-1, 1] or integers; "
+                             "divide 16-bit numbers kept as floats by 32768")
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         if not samples.size:
             check_sample_rate(sample_rate)
@@ -93,10 +106,10 @@ class Enhancer:
             joined = np.concatenate([stream.process(samples), stream.flush().reshape(-1, *samples.shape[1:])])
             return joined[stream.delay_samples:]
 
-    def enhance_file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> float:
+    def enhance_file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> "FileResult":
         """Enhance a recording of any length, in constant memory, into a 16-bit WAV of the same rate and channels.
 
-        Returns the seconds enhanced. The target appears whole or not at all.
+        The target appears whole or not at all.
 
         Raises:
             AudioError: the source cannot be read, or the target cannot be written.
@@ -108,7 +121,9 @@ class Enhancer:
         written = 0
         with AudioReader(source) as reader:
             try:
-                with (soundfile.SoundFile(partial, "w", reader.sample_rate, reader.n_channels, "PCM_16", format="WAV")
+                # an open file, for its name may be bytes that are no text
+                with (partial.open("wb") as raw,
+                      soundfile.SoundFile(raw, "w", reader.sample_rate, reader.n_channels, "PCM_16", format="WAV")
                       as file, self.stream(reader.sample_rate, reader.n_channels) as stream):
                     skip = stream.delay_samples
                     for block in reader.blocks():
@@ -118,13 +133,17 @@ class Enhancer:
                     enhanced = stream.flush()
                     file.write(enhanced[skip:])
                     written += max(0, len(enhanced) - skip)
+                    n_replaced = stream.n_replaced
                 partial.replace(target)
             except (OSError, soundfile.LibsndfileError) as error:
                 raise AudioError(f"{target}: cannot be written ({error}); choose a writable folder") from error
             finally:
                 with suppress(OSError):
                     partial.unlink()
-            return written / reader.sample_rate
+            notes = reader.notes
+            if n_replaced:
+                notes += (f"{n_replaced} samples were no numbers or far over full scale, and count as silence",)
+            return FileResult(written / reader.sample_rate, notes)
 
     def stream(self, sample_rate: int, channels: int = 1) -> EnhancementStream:
         """A stream for live audio: chunks of any length in, enhanced samples out, `stream.delay_samples` later."""

@@ -88,11 +88,11 @@ def _check(method: str, size: str, budget_seconds: float, threads: int | None, s
         raise SettingsError(f"no method {method!r}; choose one of {', '.join(METHODS)}")
     if size not in SIZES:
         raise SettingsError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
-    if not SHORTEST_BUDGET_SECONDS <= float(budget_seconds) <= 24 * 3600:
+    if not isinstance(budget_seconds, (int, float)) or not SHORTEST_BUDGET_SECONDS <= budget_seconds <= 24 * 3600:
         raise SettingsError(f"budget_seconds={budget_seconds!r}; give {SHORTEST_BUDGET_SECONDS:.0f} to 86,400 seconds")
-    for name, value in (("threads", threads), ("steps", steps)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise SettingsError(f"{name}={value!r}; give a whole number from 1, or None")
+    for name, value, most in (("threads", threads, 256), ("steps", steps, 10**6)):
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise SettingsError(f"{name}={value!r}; give a whole number from 1 to {most}, or None")
     if not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise SettingsError(f"seed={seed!r}; give a whole number from 0 to {2**31 - 1}")
     missing = [name for name in ("torch", "onnx", "safetensors") if importlib.util.find_spec(name) is None]

@@ -119,6 +119,10 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     path = Path(path)
     if not path.name:
         raise ModelFileError(f"{str(path)!r} names no file; give a path such as 'me.onnx'")
+    with suppress(OSError, ValueError):
+        path = path.resolve()       # what a link points to is replaced, not the link
+        if path.exists() and not path.is_file():
+            raise ModelFileError(f"{path} is no regular file; choose another name")
     # threads of one process, too, may write the same file
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:

@@ -12,7 +12,7 @@ from .rate_converter import RateConverter
 
 MAX_CHANNELS = 64
 FADE_SECONDS = 0.01     # of the switch between enhanced and untouched sound
-LARGEST_SAMPLE = 1e5    # int16 numbers kept as floats reach 32768; beyond is damage that would deafen the network
+LARGEST_SAMPLE = 10.0   # 20 dB over full scale: beyond is damage, which would deafen the network for seconds
 _BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
 
 
@@ -100,7 +100,9 @@ class EnhancementStream:
             piece = self._advance(np.zeros((max(256, self.sample_rate // 20), self.channels), np.float32))[:remaining]
             pieces.append(piece)
             remaining -= len(piece)
+        n_replaced = self.n_replaced
         self.reset()
+        self.n_replaced = n_replaced
         out = np.concatenate(pieces) if pieces else np.zeros((0, self.channels), np.float32)
         return out[:, 0] if self.channels == 1 else out
 

@@ -114,3 +114,23 @@ def test_a_kept_model_does_not_replace_the_file_that_is_there(capsys, wav, tmp_p
     code, out, _ = run(capsys, "personalize", wav, "--out", target)
     assert code == 0 and "a verdict" in out
     assert (target.read_bytes() == b"last good model") == (status == "kept")
+
+
+def test_one_bad_file_does_not_keep_the_others_from_being_enhanced(capsys, wav, tiny_model, tmp_path):
+    (tmp_path / "bad.wav").write_text("no audio")
+    code, out, err = run(capsys, "enhance", tmp_path, "--model", tiny_model, "--json")
+    bad, good = json.loads(out)
+    assert code == 2 and "bad.wav" in bad["error"] and "bad.wav" in err
+    assert good["target"].endswith("in.enhanced.wav") and os.path.exists(good["target"])
+
+
+def test_enhancing_a_folder_again_does_not_enhance_what_came_out(capsys, wav, tiny_model, tmp_path):
+    for _ in range(2):
+        code, out, _ = run(capsys, "enhance", tmp_path, "--model", tiny_model, "--json")
+        assert code == 0 and len(json.loads(out)) == 1
+
+
+def test_what_is_wrong_with_a_source_is_said(capsys, wav, tiny_model, tmp_path):
+    wav.write_bytes(wav.read_bytes()[:100_000])
+    _, out, _ = run(capsys, "enhance", wav, "--model", tiny_model, "--json")
+    assert "ends early" in json.loads(out)[0]["notes"][0]

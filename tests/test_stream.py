@@ -203,8 +203,8 @@ def test_sound_too_quiet_for_normal_floats_costs_no_more(enhancer, quiet):
     assert seconds(quiet * samples) < 4 * seconds(samples)      # denormal numbers would cost a hundred times as much
 
 
-@pytest.mark.parametrize("loud", [np.ones(16_000), np.sign(white_noise(16_000)), np.full(16_000, 1e5)],
-                         ids=["constant", "square", "1e5"])
+@pytest.mark.parametrize("loud", [np.ones(16_000), np.sign(white_noise(16_000)), np.full(16_000, 10.0)],
+                         ids=["constant", "square", "at the limit"])
 def test_loud_input_never_makes_the_output_infinite(enhancer, loud):
     assert np.isfinite(enhancer.enhance(loud.astype(np.float32), 16_000)).all()
 
@@ -337,7 +337,7 @@ def test_a_stream_that_runs_on_does_not_grow(enhancer, rate):
 def test_a_file_is_enhanced_like_its_samples(enhancer, tmp_path, rate, channels):
     samples = white_noise(rate // 2, channels)
     soundfile.write(tmp_path / "noisy.wav", samples, rate, subtype="FLOAT")
-    assert enhancer.enhance_file(tmp_path / "noisy.wav", tmp_path / "enhanced.wav") == 0.5
+    assert enhancer.enhance_file(tmp_path / "noisy.wav", tmp_path / "enhanced.wav").seconds == 0.5
     enhanced, its_rate = soundfile.read(tmp_path / "enhanced.wav", always_2d=True)
     assert its_rate == rate
     np.testing.assert_allclose(enhanced, enhancer.enhance(samples, rate), rtol=0, atol=1.01 / 2**15)   # 16 bits
@@ -358,3 +358,21 @@ def test_a_target_that_cannot_be_written_is_an_audio_error_and_leaves_nothing(en
     with pytest.raises(AudioError):
         enhancer.enhance_file("noisy.wav", target)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "noisy.wav"]
+
+
+def test_numbers_of_another_scale_are_refused_with_the_remedy(enhancer):
+    with pytest.raises(AudioError, match="32768"):
+        enhancer.enhance(20_000 * white_noise(16_000), 16_000)
+
+
+@pytest.mark.parametrize("glitch", [11.0, 1e3, 9e4, -1e30, np.nan])
+def test_a_damaged_sample_is_counted_and_soon_forgotten(enhancer, glitch):
+    clean = 0.1 * white_noise(32_000)
+    damaged = clean.copy()
+    damaged[8000] = glitch
+    silenced = clean.copy()
+    silenced[8000] = 0.0
+    with enhancer.stream(16_000) as stream:
+        out = np.concatenate([stream.process(damaged), stream.flush()])
+        assert stream.n_replaced == 1
+    np.testing.assert_array_equal(out[stream.delay_samples:], enhancer.enhance(silenced, 16_000))

@@ -6,11 +6,21 @@ appear there, each whole or not at all. Progress goes to standard output, a JSON
 
 import json
 import os
+import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+
+
+def _end_with_parent(folder: Path, parent: int) -> None:
+    """Where the application is killed, nobody waits for the result, and its samples must not stay behind."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def main() -> int:
@@ -18,6 +28,7 @@ def main() -> int:
     settings = json.loads((folder / "job.json").read_text())
     if hasattr(os, "nice"):
         os.nice(settings["nice"])
+    threading.Thread(target=_end_with_parent, args=(folder, os.getppid()), daemon=True).start()
     import torch
 
     from ..errors import PseError
