@@ -177,3 +177,24 @@ def test_hours_of_recordings_are_cut_to_what_a_budget_can_learn():
     assert (len(first), len(second)) == (900 * RATE, 300 * RATE)
     assert first[0] == 1050 * RATE and "67 minutes" in note[0]
     assert at_most([short], 1200)[1] == ()
+
+
+@needs_models
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX process numbers")
+def test_recordings_do_not_stay_behind_when_the_application_is_killed(tmp_path, temporary_files):
+    code = ("import numpy as np, pse_sdk\n"
+            "noise = np.random.default_rng(0).standard_normal(60 * 16_000).astype('float32') * 0.1\n"
+            "pse_sdk.Enhancer.personalize((noise, 16_000), size='tiny', budget_seconds=60)")
+    application = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(temporary_files)})
+    for _ in range(200):
+        if list(temporary_files.glob("pse-*/job.json")):
+            break
+        time.sleep(0.05)
+    time.sleep(0.3)
+    application.kill()
+    application.wait()
+    for _ in range(200):
+        if not list(temporary_files.iterdir()):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"left behind: {[path.name for path in temporary_files.iterdir()]}")

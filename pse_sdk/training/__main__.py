@@ -16,9 +16,13 @@ import numpy as np
 
 
 def _end_with_parent(folder: Path, parent: int) -> None:
-    """Where the application is killed, nobody waits for the result, and its samples must not stay behind."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    _abandon(folder)
+
+
+def _abandon(folder: Path) -> None:
+    """The application was killed: nobody waits for the result, and the user's samples must not stay behind."""
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
@@ -45,8 +49,11 @@ def main() -> int:
     def progress(stage: str, done: float, seconds_left: float, message: str) -> None:
         if time.monotonic() - last[0] > 0.2 or stage != "train":
             last[0] = time.monotonic()
-            print(json.dumps({"stage": stage, "done": done, "seconds_left": max(0.0, seconds_left),
-                              "message": message}), flush=True)
+            try:
+                print(json.dumps({"stage": stage, "done": done, "seconds_left": max(0.0, seconds_left),
+                                  "message": message}), flush=True)
+            except BrokenPipeError:
+                _abandon(folder)
 
     try:
         model, report = personalize(
