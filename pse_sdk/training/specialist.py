@@ -39,7 +39,7 @@ Progress = Callable[[str, float, float, str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for. Shape: recordings, clean and noise are mono samples [T] at the model's rate."""
+    """What is asked for. Shape: recordings and noise are mono samples [T] at the model's rate."""
 
     recordings: Sequence[np.ndarray]
     method: str = "auto"
