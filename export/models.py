@@ -1,4 +1,4 @@
-"""Turn pre-trained weights into the model files that ship: the generalists and the SNR predictor.
+"""Turn pre-trained weights into the model files that ship: the generalists, the teacher and the SNR predictor.
 
     python export/models.py build/pretrain/tiny build/pretrain/small ... [--into pse_sdk/models]
 
@@ -30,6 +30,12 @@ def main() -> None:
     for folder in args.folders:
         what = folder.name
         last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        if what == "teacher":       # only personalization uses it, and that has torch
+            network = build_network(what)
+            network.load_state_dict(load_file(folder / "weights.safetensors"))
+            save_weights(network.half(), args.into / f"{what}.safetensors")
+            print(f"{args.into / what}.safetensors: step {last['step']}, {last['hours']} hours of mixtures")
+            continue
         if what == "snr_predictor":
             predictor = SnrPredictor()
             predictor.load_state_dict(load_file(folder / "weights.safetensors"))

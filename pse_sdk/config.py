@@ -1,6 +1,7 @@
 """The numbers that everything else agrees on. Each has its home here and nowhere else."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,6 @@ STFT = StftConfig()
 
 SIZES = ("tiny", "small", "medium", "large")
 """Names of the network sizes, from at most 35 k to about 1 M parameters."""
+
+MODELS = Path(__file__).parent / "models"
+"""What ships: generalists, their weights, the teacher, the SNR predictor."""

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from .audio import as_float32, check_sample_rate
 from .audio_file import AudioReader
-from .config import SIZES
+from .config import MODELS, SIZES
 from .errors import AudioError, ModelFileError, SettingsError
 from .job import Progress, run_job
 from .model_format import ModelInfo, write_whole
@@ -210,7 +209,7 @@ def generalist(size: str) -> Path:
     """
     if size not in SIZES:
         raise SettingsError(f"no model of size {size!r}; choose one of {', '.join(SIZES)}")
-    path = Path(str(files("pse_sdk"))) / "models" / f"{size}.onnx"
+    path = MODELS / f"{size}.onnx"
     if not path.exists():
         raise ModelFileError(f"this installation has no {size} generalist; choose another size, or train one "
                              "(README, 'Train your own generalist')")

@@ -7,12 +7,11 @@ purification), whose logistic of the SNR in dB is so steep that it only says yes
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from .config import MODELS
 from .model_format import read_model
 from .onnx_denoiser import session_options
 from .stft import power_spectrogram
@@ -48,7 +47,7 @@ class FramePredictor:
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
-        model = read_model(Path(str(files("pse_sdk"))) / "models" / "snr_predictor.onnx")
+        model = read_model(MODELS / "snr_predictor.onnx")
         return onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
 
     @property

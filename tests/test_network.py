@@ -30,8 +30,8 @@ def noise_spectra(batch=2, n_frames=60, seed=0):
     return spectrogram(0.1 * torch.randn(batch, n_frames * STFT.hop_length, generator=generator))
 
 
-def test_every_size_has_a_network_and_every_network_a_size():
-    assert tuple(NETWORKS) == SIZES
+def test_every_size_has_a_network_and_so_has_the_teacher():
+    assert tuple(NETWORKS) == (*SIZES, "teacher")
 
 
 def test_each_size_keeps_to_its_number_of_parameters(network):

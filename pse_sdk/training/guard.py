@@ -16,7 +16,7 @@ from ..report import Check
 from .losses import spectrogram, waveform
 from .mixing import active_rms
 from .network import Denoiser
-from .pseudo_mixtures import NoiseBanks, Pair
+from .pseudo_mixtures import NoiseBanks, Pair, fade, faint
 
 ITEM_FRAMES = 192           # 3.07 s
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0)
@@ -25,6 +25,10 @@ LEAST_MEAN_GAIN_DB = 0.2
 WORST_TENTH_DB = -1.0
 WORST_ELSEWHERE_DB = -0.3
 WORST_CLEAN_LOSS_DB = -0.5
+BLOCK_FRAMES = 6            # 96 ms: speech that is lowered for so long is missed
+AUDIBLE_DB = 45.0           # below an item's loudest block: what lies deeper is not heard
+MUTED_DB = -30.0            # lower than that makes no difference
+WORST_LOWERED_DB = -0.4
 CLEAN_ENOUGH_DB = 30.0      # changes this far below the speech are not heard
 WORST_PAUSE_DB = 1.0
 N_BOOTSTRAP = 1000
@@ -54,7 +58,7 @@ class HeldOut:
     reference: Tensor
     groups: Tensor
     elsewhere: Tensor       # the same references in noises that are not the user's
-    clean: Tensor           # the best references with nothing added
+    clean: Tensor           # the references, words fading, over a faint noise: to be left as they are
     pauses: Tensor          # noise alone
 
     @property
@@ -86,7 +90,8 @@ def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, *, mos
     mixture = reference + gains * own.draw(len(reference), length, generator)
     elsewhere = reference + gains * foreign.draw(len(reference), length, generator)
     return HeldOut(mixture, reference, torch.arange(n).repeat(len(SNRS_DB)), elsewhere,
-                   speech[: max(1, n // 2)], own.draw(max(4, n), length, generator))
+                   fade(speech, generator) + faint(foreign.draw(n, length, generator), active_rms(speech), generator),
+                   own.draw(max(4, n), length, generator))
 
 
 def gains_db(candidate: Denoiser, start: Denoiser, mixture: Tensor, reference: Tensor) -> Tensor:
@@ -103,14 +108,26 @@ class Score:
         self._start = si_sdr_db(enhance_batch(start, material.mixture), material.reference)
         self._elsewhere = si_sdr_db(enhance_batch(start, material.elsewhere), material.reference)
         self._pause_db = _level_db(enhance_batch(start, material.pauses))
+        self._kept_db = kept_level_db(start, material.clean)
 
     def __call__(self, network: Denoiser) -> float:
         material = self._material
         gain = si_sdr_db(enhance_batch(network, material.mixture), material.reference) - self._start
         elsewhere = si_sdr_db(enhance_batch(network, material.elsewhere), material.reference) - self._elsewhere
         louder = _level_db(enhance_batch(network, material.pauses)) - self._pause_db
+        lowered = kept_level_db(network, material.clean) - self._kept_db
         return float(gain.clamp_max(MOST_GAIN_DB).mean() + 0.5 * elsewhere.mean().clamp_max(0)
-                     - 0.25 * (louder - WORST_PAUSE_DB).clamp_min(0))
+                     - 0.25 * (louder - WORST_PAUSE_DB).clamp_min(0) + min(0.0, lowered - WORST_LOWERED_DB / 2))
+
+
+def kept_level_db(network: Denoiser, clean: Tensor) -> float:
+    """How far speech that should be left as it is [B, T] is lowered: mean over the audible 96 ms blocks, dB, at most 0."""
+    block = BLOCK_FRAMES * STFT.hop_length
+    whole = clean.shape[1] // block * block
+    before, after = (samples[:, :whole].unflatten(1, (-1, block)).square().mean(2) + 1e-12
+                     for samples in (clean, enhance_batch(network, clean)))
+    audible = before > before.amax(1, keepdim=True) * 10 ** (-AUDIBLE_DB / 10)
+    return float((10 * torch.log10(after / before)).clamp(MUTED_DB, 0.0)[audible].mean())
 
 
 def _level_db(samples: Tensor) -> Tensor:
@@ -137,6 +154,8 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
         at_least("elsewhere_db", float(elsewhere.mean()), WORST_ELSEWHERE_DB, "mean gain in noise of other places, dB"),
         at_least("clean_db", float((kept - kept_before).mean()), WORST_CLEAN_LOSS_DB,
                  "fidelity to speech without noise against before, dB"),
+        at_least("lowered_db", kept_level_db(candidate, material.clean) - kept_level_db(start, material.clean),
+                 WORST_LOWERED_DB, "level of speech without noise against before, dB"),
         at_least("pauses_db", -float(pause), -WORST_PAUSE_DB, "noise in pauses lowered against before, dB"),
     )
 

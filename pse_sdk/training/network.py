@@ -1,4 +1,4 @@
-"""The causal denoiser: one network, one forward, for training (N frames) and streaming (N = 1).
+"""The denoiser: one network, one forward, for training (N frames) and streaming (N = 1).
 
     spectrum -> band energies, relative to a running level -> two GRU layers -> band gains for every bin
                                                                              -> 3-tap complex filter for the lowest bins
@@ -6,6 +6,9 @@
 The running level is the debiased average power of the last seconds, so that a clip at -45 dBFS and the same clip at
 -10 dBFS give the same features and the same gains. The filter head follows the multi-frame idea of DeepFilterNet
 (Schroeter et al., ICASSP 2022, eq. 5) and is added to the gains, so that it starts as no filter at all.
+
+The teacher is the same network with its eyes open to what comes next: layers in both directions, taps on both sides and
+the level of the whole clip. It cannot stream.
 
 Nothing outside this file knows what is inside: callers use `build_network`, `NETWORKS`, `initial_state` and `forward`.
 """
@@ -34,6 +37,7 @@ class NetworkConfig:
     n_filter_bins: int
     n_layers: int = 2
     n_taps: int = 3
+    looks_ahead: bool = False
 
 
 NETWORKS = {
@@ -41,6 +45,7 @@ NETWORKS = {
     "small": NetworkConfig(n_bands=64, hidden=80, n_filter_bins=40),
     "medium": NetworkConfig(n_bands=96, hidden=160, n_filter_bins=56),
     "large": NetworkConfig(n_bands=96, hidden=288, n_filter_bins=64),
+    "teacher": NetworkConfig(n_bands=128, hidden=256, n_filter_bins=96, n_taps=5, looks_ahead=True),
 }
 
 
@@ -74,12 +79,15 @@ class Denoiser(nn.Module):
         bands = band_matrix(config.n_bands, STFT.n_bins)
         self.register_buffer("band_mean", bands / bands.sum(0), persistent=False)
         self.register_buffer("band_spread", bands.T.contiguous(), persistent=False)
+        width = config.hidden * (2 if config.looks_ahead else 1)
         self.layers = nn.ModuleList(
-            nn.GRU(config.n_bands if i == 0 else config.hidden, config.hidden, batch_first=True)
+            nn.GRU(config.n_bands if i == 0 else width, config.hidden, batch_first=True,
+                   bidirectional=config.looks_ahead)
             for i in range(config.n_layers)
         )
-        self.gain_head = nn.Linear(config.hidden, config.n_bands)
-        self.filter_head = nn.Linear(config.hidden, config.n_taps * 2 * config.n_filter_bins)
+        self.gain_head = nn.Linear(width, config.n_bands)
+        self.filter_head = nn.Linear(width, config.n_taps * 2 * config.n_filter_bins)
+        self.precision = torch.float32      # of the layers, while training
         with torch.no_grad():
             self.gain_head.bias.fill_(1.0)
             self.filter_head.weight.mul_(0.1)
@@ -104,26 +112,24 @@ class Denoiser(nn.Module):
         Shape: `noisy` and the result are [B, N, 2, F] (real, imaginary); N = 1 when streaming.
         """
         config = self.config
+        batch, n_frames = noisy.shape[:2]
         power = noisy.square().sum(2)
         level, next_level = self._running_level(power.mean(2), state["level"])
         bands = (power @ self.band_mean) / (level + LEVEL_FLOOR).unsqueeze(2)
         features = torch.log(bands + FEATURE_FLOOR) * 0.25 + 1.0
 
         next_state: State = {"level": next_level}
-        hidden, total = features, None
-        for i, layer in enumerate(self.layers):
-            hidden, last = layer(hidden, state[f"gru_{i}"].unsqueeze(0))
-            next_state[f"gru_{i}"] = last.squeeze(0)
-            total = hidden if total is None else total + hidden
+        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            gains, taps = self._decide(features, state, next_state)
+        enhanced = noisy * (torch.sigmoid(gains.float()) @ self.band_spread).unsqueeze(2)
 
-        gains = torch.sigmoid(self.gain_head(total)) @ self.band_spread
-        enhanced = noisy * gains.unsqueeze(2)
-
-        batch, n_frames = noisy.shape[:2]
         n_low = config.n_filter_bins
-        taps = self.filter_head(total).view(batch, n_frames, config.n_taps, 2, n_low)
+        taps = taps.float().view(batch, n_frames, config.n_taps, 2, n_low)
         history = torch.cat([state["past"], noisy[..., :n_low]], dim=1)
         next_state["past"] = history[:, history.shape[1] - (config.n_taps - 1):]
+        if config.looks_ahead:
+            ahead = config.n_taps // 2
+            history = torch.nn.functional.pad(history[:, ahead:], (0, 0, 0, 0, 0, ahead))
         low = enhanced[..., :n_low]
         for tap in range(config.n_taps):
             past = history[:, tap:tap + n_frames]
@@ -132,11 +138,27 @@ class Denoiser(nn.Module):
             low = low + torch.stack([a * x - b * y, a * y + b * x], dim=2)
         return torch.cat([low, enhanced[..., n_low:]], dim=3), next_state
 
+    def _decide(self, features: Tensor, state: State, next_state: State) -> tuple[Tensor, Tensor]:
+        """Gains before their sigmoid [B, N, bands] and filter taps [B, N, ...]. Fills in `next_state`."""
+        hidden, total = features, None
+        for i, layer in enumerate(self.layers):
+            if not self.config.looks_ahead:
+                hidden, last = layer(hidden, state[f"gru_{i}"].unsqueeze(0))
+                next_state[f"gru_{i}"] = last.squeeze(0)
+            else:       # a whole clip at once: there is nothing to go on from
+                hidden, _ = layer(hidden)
+                next_state[f"gru_{i}"] = state[f"gru_{i}"]
+            total = hidden if total is None else total + hidden
+        return self.gain_head(total), self.filter_head(total)
+
     def _running_level(self, power: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Debiased exponential average of `power` [B, N] over the frames that hold a signal, and its new state [B, 2].
 
         Digital silence (a muted microphone) counts for nothing: the level is still known when sound comes back.
         """
+        if self.config.looks_ahead:
+            heard = (power > LEVEL_FLOOR).to(power.dtype)
+            return ((power * heard).sum(1, keepdim=True) / (heard.sum(1, keepdim=True) + 1e-12)).expand_as(power), state
         n_frames = power.shape[1]
         decay = 1.0 - STFT.hop_seconds / LEVEL_SECONDS
         age = torch.arange(n_frames, device=power.device)

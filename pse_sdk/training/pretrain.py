@@ -1,4 +1,4 @@
-"""Train a generalist or the SNR predictor from a folder of speech and noise. Can be killed and started again.
+"""Train a generalist, the teacher or the SNR predictor from a folder of speech and noise. Can be killed and started again.
 
     python -m pse_sdk.training.pretrain --data FOLDER --what tiny --steps 40000 --out build/tiny
 
@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import SIZES, STFT
+from ..config import STFT
 from .corpus import load_corpus
 from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram, waveform
 from .mixing import Batch, Mixer, MixingConfig
-from .network import Denoiser, build_network
+from .network import NETWORKS, Denoiser, build_network
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 
 AVERAGE_DECAY = 0.999
@@ -93,12 +93,14 @@ def save_weights(network: torch.nn.Module, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with a manifest.csv")
-    parser.add_argument("--what", choices=[*SIZES, "snr_predictor"], required=True)
+    parser.add_argument("--what", choices=[*NETWORKS, "snr_predictor"], required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="where decoded audio is kept")
     parser.add_argument("--batch", type=int, default=32, help="mixtures of 2.56 s a step")
     parser.add_argument("--peak-rate", type=float, default=2e-3)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
+                        help="of the recurrent layers; bfloat16 is faster where the processor has it (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate-every", type=int, default=1000)
@@ -109,13 +111,15 @@ def main() -> None:
     torch.set_flush_denormal(True)
     args.out.mkdir(parents=True, exist_ok=True)
     training, validation = load_corpus(args.data, args.cache)
-    task = DENOISING if args.what in SIZES else SNR_PREDICTION
+    task = DENOISING if args.what in NETWORKS else SNR_PREDICTION
     mixer = Mixer(training, task.mixing, args.seed)
     judge = Mixer(validation, replace(task.mixing, max_speed_change=0.0), seed=10_007)
     judged = [judge.batch(i, 32) for i in range(4)]
 
     network = task.build(args.what)
+    network.precision = getattr(torch, args.precision)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
+    average.module.precision = torch.float32
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"

@@ -14,6 +14,8 @@ from .mixing import active_rms
 
 SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
+FAINT_SNR_DB = (30.0, 50.0)     # of the noise under speech that is to be left as it is
+FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
 MARGIN_DB = 8.0             # injected noise is at least this much louder than what the recording holds already:
                             # a fainter one teaches the network to keep the recording's own noise
 
@@ -25,7 +27,7 @@ class Method:
     teacher_targets: bool = False   # the teacher's output for the recording, not the recording itself
     purify: bool = False            # frames count by their purification weight
     remix_share: float = 0.0        # of the items that are the teacher's speech plus noise, without the recording's own
-    clean_share: float = 0.1        # of the items that are the teacher's speech alone, to be left as it is
+    clean_share: float = 0.1        # of the items that are the teacher's speech (`_kept_speech`), to be left as it is
     noise_share: float = 0.05       # of the items that are noise alone, to be silenced
     pauses_are_silent: bool = False     # frames that surely hold no speech count in full, with silence as their target
 
@@ -125,15 +127,38 @@ class PseudoMixtures:
         highest = (self._snr_db[pick, None] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
         highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, highest)
         snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * torch.rand(n, 1, generator=generator)
+        gain = active_rms(speech) * 10 ** (-snr_db / 20)
         alone = torch.rand(n, 1, generator=generator) < self.method.clean_share
-        speech = torch.where(alone, enhanced, speech)
-        gain = torch.where(alone, 0.0, active_rms(speech) * 10 ** (-snr_db / 20))
+        kept = self._kept_speech(enhanced, noise)
         silent = torch.rand(n, 1, generator=generator) < self.method.noise_share
-        mixture = torch.where(silent, noise, speech + noise * gain)
-        target = torch.where(silent, 0.0, torch.where(alone, enhanced, goal))
-        weight = torch.where(silent, 1.0, weight) if self.method.purify else torch.ones_like(weight)
+        mixture = torch.where(silent, noise, torch.where(alone, kept, speech + noise * gain))
+        target = torch.where(silent, 0.0, torch.where(alone, kept, goal))
+        weight = torch.where(silent | alone, 1.0, weight) if self.method.purify else torch.ones_like(weight)
         scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
         return Items(mixture * scale, target * scale, weight)
+
+    def _kept_speech(self, enhanced: Tensor, noise: Tensor) -> Tensor:
+        """Speech [n, T] as a good recording holds it: words fade to 40 dB below the loudest, over a faint noise.
+
+        The teacher's speech stops dead where the recording drowned it. Learnt as it is, it would teach that whatever
+        is quiet is noise.
+        """
+        return fade(enhanced, self._generator) + faint(noise, active_rms(enhanced), self._generator)
+
+
+def fade(speech: Tensor, generator: torch.Generator) -> Tensor:
+    """Most of the items [n, T] with a gain that wanders between 0 and -40 dB, the others as they are."""
+    n, length = speech.shape
+    points = torch.rand(n, 1, length // (FADE_FRAMES * STFT.hop_length) + 1, generator=generator) * -FADE_DB
+    gain_db = torch.nn.functional.interpolate(points, size=length, mode="linear", align_corners=True).squeeze(1)
+    chosen = torch.rand(n, 1, generator=generator) < FADED_SHARE
+    return speech * torch.where(chosen, 10 ** (gain_db / 20), 1.0)
+
+
+def faint(noise: Tensor, speech_rms: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise [n, T] of unit RMS, 30 to 50 dB below speech of RMS [n, 1]."""
+    snr_db = FAINT_SNR_DB[0] + (FAINT_SNR_DB[1] - FAINT_SNR_DB[0]) * torch.rand(len(noise), 1, generator=generator)
+    return noise * speech_rms * 10 ** (-snr_db / 20)
 
 
 def _gate(silent: np.ndarray) -> np.ndarray:

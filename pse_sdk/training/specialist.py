@@ -1,6 +1,5 @@
 """Recordings -> segments -> pseudo-mixtures -> specialist -> model file: personalization from end to end."""
 
-import contextlib
 import copy
 import datetime
 import time
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ..config import SIZES, STFT
+from ..config import STFT
 from ..enhancer import Enhancer, generalist
 from ..errors import ModelFileError, PseError
 from ..model_format import ModelInfo
@@ -25,6 +24,7 @@ from .guard import Score, held_out, judge
 from .network import Denoiser, build_network
 from .onnx_export import export_model
 from .pseudo_mixtures import AUTO, METHODS, NoiseBanks, Pair, PseudoMixtures
+from .teacher import estimate_speech, load_teacher
 
 LEAST_SPEECH_SECONDS = 20.0
 MOST_SECONDS = 20 * 60.0    # of recordings: more than that is not learnt within a budget of minutes
@@ -98,13 +98,13 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
 
     parts = split(stretches)
     progress("teach", 0.05, left(), "estimating the speech in the recordings")
-    teacher = _teacher()
+    teacher = load_teacher()
     pairs: dict[str, list[Pair]] = {name: [] for name in parts}
     for name, part in parts.items():
         for stretch in part:
             if left() < FINISH_SECONDS:
                 return None, out_of_time()
-            pairs[name].append(Pair(stretch, teacher.enhance(stretch.samples, STFT.sample_rate)))
+            pairs[name].append(Pair(stretch, estimate_speech(teacher, stretch.samples)))
     rng = np.random.default_rng(job.seed)
     foreign = [foreign_noise(FOREIGN_SECONDS, rng) for _ in range(FOREIGN_CLIPS)]
     noises = _noise_banks(pairs["training"], job.noise, foreign[: FOREIGN_CLIPS // 2])
@@ -193,15 +193,6 @@ def interpolate(start: Denoiser, end: Denoiser, mix: float) -> Denoiser:
 def _stretch(samples: np.ndarray, predictor: FramePredictor) -> Stretch:
     whole = len(samples) // STFT.hop_length * STFT.hop_length
     return Stretch(np.ascontiguousarray(samples[:whole], np.float32), predictor.analyse(samples[:whole]))
-
-
-def _teacher() -> Enhancer:
-    """The shipped generalist that scored best on validation mixtures."""
-    found = []
-    for size in SIZES:
-        with contextlib.suppress(ModelFileError):
-            found.append(Enhancer(size=size))
-    return max(found, key=lambda enhancer: enhancer.info.scores.get("validation_si_sdr_improvement", 0.0))
 
 
 def _one_bank(clips: Sequence[np.ndarray]) -> NoiseBanks:
