@@ -121,7 +121,7 @@ class Score:
 
 
 def kept_level_db(network: Denoiser, clean: Tensor) -> float:
-    """How far speech that should be left as it is [B, T] is lowered: mean over the audible 96 ms blocks, dB, at most 0."""
+    """How far speech [B, T] to be left as it is gets lowered: mean over audible 96 ms blocks, dB, at most 0."""
     block = BLOCK_FRAMES * STFT.hop_length
     whole = clean.shape[1] // block * block
     before, after = (samples[:, :whole].unflatten(1, (-1, block)).square().mean(2) + 1e-12

@@ -1,4 +1,4 @@
-"""Train a generalist, the teacher or the SNR predictor from a folder of speech and noise. Can be killed and started again.
+"""Train a generalist, the teacher or the SNR predictor from speech and noise. Can be killed and started again.
 
     python -m pse_sdk.training.pretrain --data FOLDER --what tiny --steps 40000 --out build/tiny
 
@@ -117,9 +117,8 @@ def main() -> None:
     judged = [judge.batch(i, 32) for i in range(4)]
 
     network = task.build(args.what)
-    network.precision = getattr(torch, args.precision)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
-    average.module.precision = torch.float32
+    network.precision = getattr(torch, args.precision)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
