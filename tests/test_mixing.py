@@ -14,7 +14,7 @@ from pse_sdk.training.mixing import Mixer, MixingConfig, active_rms  # noqa: E40
 RATE = STFT.sample_rate
 LENGTH = 32 * STFT.hop_length
 PLAIN = MixingConfig(length=LENGTH, clean_share=0, noise_only_share=0, second_noise_share=0, synthetic_noise_share=0,
-                     room_share=0, band_limit_share=0, equaliser_db=0, max_speed_change=0)
+                     room_share=0, band_limit_share=0, gap_share=0, equaliser_db=0, max_speed_change=0)
 SNR_TOLERANCE_DB = 0.1
 SHARE_TOLERANCE = 0.05      # of 600 draws
 HELD_OUT_SPEAKER = next(i for i in range(1000) if _held_out(f"test/speech{i}"))
@@ -63,6 +63,16 @@ def test_the_shares_of_clean_and_noise_only_items_are_those_of_the_settings(corp
     assert silent.float().mean().item() == pytest.approx(0.2, abs=SHARE_TOLERANCE)
     assert clean.float().mean().item() == pytest.approx(0.3 * 0.8, abs=SHARE_TOLERANCE)
     assert torch.equal(has_speech, ~silent)
+
+
+def test_some_items_fall_silent_for_a_while_in_mixture_and_target(corpus):
+    config = MixingConfig(**{**vars(PLAIN), "gap_share": 0.5, "gap_seconds": (0.1, 0.4)})
+    mixer = Mixer(corpus, config, seed=0)
+    batches = [mixer.batch(step, 64) for step in range(4)]
+    gap = torch.cat([batch.noisy == 0 for batch in batches]).float().sum(1) / STFT.sample_rate
+    assert (gap > 0.03).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert gap.max() < 0.41
+    assert all((batch.target[batch.noisy == 0] == 0).all() for batch in batches)
 
 
 @pytest.mark.parametrize("config", [PLAIN, MixingConfig(length=LENGTH), MixingConfig(length=LENGTH, room_share=1.0)],

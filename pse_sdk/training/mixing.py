@@ -23,6 +23,8 @@ class MixingConfig:
     synthetic_noise_share: float = 0.1      # white to brown, where the corpus has few steady noises
     room_share: float = 0.3
     band_limit_share: float = 0.15
+    gap_share: float = 0.12                 # with a stretch of digital silence, as muting and noise gates leave it
+    gap_seconds: tuple[float, float] = (0.1, 1.6)
     equaliser_db: float = 8.0
     max_speed_change: float = 0.12
 
@@ -81,6 +83,10 @@ class Mixer:
         limited = chance(config.band_limit_share)
         both = self._band_limited(torch.cat([noisy, speech]), uniform(3000, 7000), limited.squeeze(1))
         noisy, speech = both[:size], both[size:]
+        place = torch.arange(length) / STFT.sample_rate
+        from_middle = (place - uniform(0.0, length / STFT.sample_rate)).abs()
+        silent = (from_middle < uniform(*config.gap_seconds) / 2) & chance(config.gap_share)
+        noisy, speech = noisy.masked_fill(silent, 0.0), speech.masked_fill(silent, 0.0)
         scale = 1.0 / noisy.square().mean(1, keepdim=True).add(1e-12).sqrt()
         return Batch(noisy * scale, speech * scale, ~noise_only.squeeze(1))
 

@@ -33,8 +33,9 @@ def estimate_speech(network: Denoiser, samples: np.ndarray) -> np.ndarray:
     """The speech [T] in samples [T] at the model's rate, time-aligned, in chunks that overlap."""
     hop, inner = STFT.hop_length, CHUNK - 2 * MARGIN
     n_chunks = max(1, -(-len(samples) // (inner * hop)))
-    padded = np.zeros(((n_chunks * inner + 2 * MARGIN) * hop), np.float32)
-    padded[MARGIN * hop:][:len(samples)] = samples
+    # mirrored ends: digital silence around a noisy recording would look like its pauses
+    n_after = (n_chunks * inner + MARGIN) * hop - len(samples)
+    padded = np.pad(samples, (MARGIN * hop, n_after), mode="reflect" if len(samples) > 1 else "edge")
     chunks = torch.from_numpy(padded).unfold(0, CHUNK * hop, inner * hop)
     found = []
     for some in chunks.split(N_AT_ONCE):
