@@ -2,6 +2,8 @@
 
     python benchmarks/personalization.py --users build/users --size tiny --methods pseudose pseudose+dp auto
     python benchmarks/personalization.py --users build/users --methods none        # the generalists alone
+    python benchmarks/personalization.py --users build/users --methods none --sets noise elsewhere \
+        --teacher --peers peers.py dtln gtcrn       # beside the teacher and other people's denoisers
 
 A user is a folder, whatever made it; all audio is 16 kHz mono:
 
@@ -11,18 +13,21 @@ A user is a folder, whatever made it; all audio is 16 kHz mono:
 
 In the set `clean` nothing was mixed in, so nothing should change.
 
+Peers come from a Python file whose `make(name).enhance(samples)` takes and returns float32 [T] at 16 kHz, time-aligned.
+
 Every finished part stays in the work folder: scores by model and test clips, specialists by user and settings. Kill the
 program at any time and start it again with --resume. Needs pse_sdk[train,bench].
 """
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
@@ -42,7 +47,7 @@ from pse_sdk.metrics import SI_SDR_LIMIT_DB, score, si_sdr
 
 RATE = 16_000
 SETS = ("noise", "elsewhere", "talker", CLEAN_SET)
-NOISY = "noisy input"
+NOISY, TEACHER = "noisy input", "teacher (looks ahead)"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 NOTES = f"""\
@@ -63,8 +68,9 @@ class Task:
     """One system on one user."""
 
     user: Path
-    size: str = ""      # without one: the noisy input
+    size: str = ""      # without one: the noisy input, the teacher or a peer
     method: str = ""    # without one: the generalist
+    peer: str = ""      # its name, or TEACHER
 
     @property
     def start(self) -> str:
@@ -72,6 +78,8 @@ class Task:
 
     @property
     def system(self) -> str:
+        if self.peer:
+            return self.peer if self.peer == TEACHER else f"peer {self.peer}"
         return f"specialist {self.size}, {self.method}" if self.method else self.start if self.size else NOISY
 
 
@@ -85,6 +93,7 @@ class Settings:
     threads: int
     seed: int
     resume: bool
+    peers: Path | None = None
 
 
 def main() -> None:
@@ -97,6 +106,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each personalization")
     parser.add_argument("--jobs", type=int, default=2, help="tasks at the same time")
     parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--teacher", action="store_true", help="score the teacher as well")
+    parser.add_argument("--peers", nargs="+", default=[], metavar=("FILE", "NAME"), help="other people's denoisers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="keep the specialists that an earlier run finished")
     parser.add_argument("--work", type=Path, default=Path("build/personalization"), help="models, scores, reports")
@@ -104,14 +115,18 @@ def main() -> None:
     args = parser.parse_args()
 
     users = users_in(args.users, args.only)
+    if len(args.peers) == 1:
+        parser.error("--peers needs a file and at least one name")
     if not users:
         parser.error(f"no users in {args.users}: expected <user>/recordings and <user>/tests")
     sizes = [size for size in args.size if size in installed_generalists()]
     for size in set(args.size) - set(sizes):
         print(f"no {size} generalist is installed; its specialists are left out")
     methods = [] if args.methods == ["none"] else args.methods
-    settings = Settings(tuple(args.sets), args.work, args.budget, args.threads, args.seed, args.resume)
+    peers = Path(args.peers[0]).resolve() if args.peers else None
+    settings = Settings(tuple(args.sets), args.work, args.budget, args.threads, args.seed, args.resume, peers)
     tasks = [Task(user, size) for size in ["", *installed_generalists()] for user in users]
+    tasks += [Task(user, peer=peer) for peer in [TEACHER] * args.teacher + args.peers[1:] for user in users]
     tasks += [Task(user, size, method) for size in sizes for method in methods for user in users]
 
     above = {**environment(), "seed": args.seed}
@@ -124,9 +139,11 @@ def main() -> None:
 
     setup = (f"{len(users)} users; {args.budget:g} s for each personalization on {args.threads} "
              f"thread{'s' * (args.threads > 1)}, {args.jobs} at a time")
-    page = (f"# Personalization\n\n{environment_line(above)}\n\n{setup if methods else f'{len(users)} users'}\n\n"
+    title = "Personalization" if methods else "Generalists, teacher and peers"
+    page = (f"# {title}\n\n{environment_line(above)}\n\n{setup if methods else f'{len(users)} users'}\n\n"
             f"{summary_page(results)}\n\n{users_page(results)}\n\n## Notes\n\n{NOTES}")
-    values = {"environment": above, "settings": {**asdict(settings), "work": None, "jobs": args.jobs},
+    told = {**asdict(settings), "work": None, "peers": args.peers[1:], "jobs": args.jobs}
+    values = {"environment": above, "settings": told,
               "summary": summary(results), "gains": gains(results), "results": results}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".md").write_text(page, "utf-8")
@@ -167,12 +184,38 @@ def end_when_told() -> None:
 def run_task(task: Task, settings: Settings) -> Result:
     result = Result(task.user.name, task.system, {})
     if not task.size:
-        return replace(result, sets=evaluate(task.user, None, settings))
+        return replace(result, sets=evaluate(task.user, other_system(task.peer, settings.peers), settings))
     enhancer = Enhancer(size=task.size)
     if task.method:
         enhancer, made = specialist(task, settings, enhancer)
         result = replace(result, start=task.start, **made)
-    return replace(result, sets=evaluate(task.user, enhancer, settings), n_parameters=enhancer.n_parameters)
+    ours = System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, RATE))
+    return replace(result, sets=evaluate(task.user, ours, settings), n_parameters=enhancer.n_parameters)
+
+
+@dataclass(frozen=True)
+class System:
+    """Anything that enhances [T] at 16 kHz, and what tells its scores from others'."""
+
+    digest: str
+    enhance: Callable[[np.ndarray], np.ndarray]
+
+
+def other_system(peer: str, peers: Path | None) -> System:
+    if not peer:
+        return System(NOISY, lambda noisy: noisy)
+    if peer == TEACHER:
+        from pse_sdk.training.teacher import estimate_speech, load_teacher
+        teacher = load_teacher()
+        weights = b"".join(value.numpy().tobytes() for value in teacher.state_dict().values())
+        return System(hashlib.sha256(weights).hexdigest(), lambda noisy: estimate_speech(teacher, noisy))
+    assert peers is not None
+    sys.path.insert(0, str(peers.parent))
+    try:
+        made = importlib.import_module(peers.stem).make(peer)
+    except Exception as error:      # whatever a stranger's file raises
+        raise PseError(f"{peers}: no peer {peer!r} can be made here ({type(error).__name__}: {error})") from error
+    return System(f"{peer} {digest(peers.read_bytes())}", lambda noisy: np.asarray(made.enhance(noisy), np.float32))
 
 
 def specialist(task: Task, settings: Settings, start: Enhancer) -> tuple[Enhancer, dict[str, Any]]:
@@ -204,28 +247,28 @@ def specialist(task: Task, settings: Settings, start: Enhancer) -> tuple[Enhance
     return mine, made
 
 
-def evaluate(user: Path, enhancer: Enhancer | None, settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """The scores of every clip of every set; without an enhancer, those of the noisy input."""
-    return {name: evaluate_set(user / "tests" / name, enhancer, settings.work)
+def evaluate(user: Path, system: System, settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """The scores of every clip of every set."""
+    return {name: evaluate_set(user / "tests" / name, system, settings.work)
             for name in settings.sets if (user / "tests" / name).is_dir()}
 
 
-def evaluate_set(folder: Path, enhancer: Enhancer | None, work: Path) -> list[dict[str, Any]]:
+def evaluate_set(folder: Path, system: System, work: Path) -> list[dict[str, Any]]:
     """From the work folder if this model was scored on these files before: PESQ and ESTOI take their time."""
-    key = digest(enhancer.digest if enhancer else NOISY, digest_of_files(folder))
+    key = digest(system.digest, digest_of_files(folder))
     cache = work / "scores" / f"{folder.parent.parent.name}-{folder.name}-{key}.json"
     if not cache.exists():
-        write_json(cache, [score_clip(path, enhancer) for path in sorted(folder.glob("*.noisy.wav"))])
+        write_json(cache, [score_clip(path, system) for path in sorted(folder.glob("*.noisy.wav"))])
     tests = folder / "tests.json"
     snrs_db = {row["test"]: row["snr_db"] for row in json.loads(tests.read_text("utf-8"))} if tests.exists() else {}
     clips: list[dict[str, Any]] = unplain(json.loads(cache.read_text("utf-8")))
     return [{**clip, "snr_db": snrs_db.get(clip["test"], nan)} for clip in clips]
 
 
-def score_clip(path: Path, enhancer: Enhancer | None) -> dict[str, Any]:
+def score_clip(path: Path, system: System) -> dict[str, Any]:
     name = path.name.removesuffix(".noisy.wav")
     noisy, clean = read(path), read(path.with_name(f"{name}.clean.wav"))
-    enhanced = enhancer.enhance(noisy, RATE) if enhancer else noisy
+    enhanced = system.enhance(noisy)
     return {"test": name, "si_sdr": si_sdr(enhanced, clean), **asdict(score(enhanced, noisy, clean))}
 
 

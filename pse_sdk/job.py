@@ -26,7 +26,7 @@ from .model_format import read_model
 from .recordings import Recording, Source, read_recordings
 from .report import Report
 
-METHODS = ("auto", "pseudose", "pseudose+dp", "teacher+dp")
+METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "pseudose-from-random", "teacher+dp")
 """How a specialist can be trained; "auto" is the one that has won most comparisons."""
 SHORTEST_BUDGET_SECONDS = 20.0
 LONGEST_SECONDS = 3 * 3600.0    # of recordings that one job learns from

@@ -31,6 +31,7 @@ class Report:
     size: str = ""
     seconds_recorded: float = 0.0
     seconds_of_speech: float = 0.0
+    seconds_of_clean: float = 0.0
     seconds_of_noise: float = 0.0
     """Harvested from the user's own pauses."""
     snr_db: float | None = None

@@ -3,14 +3,17 @@ import time
 import pytest
 import torch
 
-from pse_sdk.training.fit import FitConfig, fit, items_loss
+from pse_sdk.config import STFT
+from pse_sdk.training.fit import FitConfig, contrast_loss, fit, items_loss
 from pse_sdk.training.network import build_network
-from pse_sdk.training.pseudo_mixtures import Items
+from pse_sdk.training.pseudo_mixtures import Contrasts, Items, Method
 from pse_sdk.training.specialist import interpolate
 
 
 class Tones:
     """Tones in white noise, as a source of items."""
+
+    method = Method()
 
     def __init__(self, seed: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -80,3 +83,39 @@ def test_interpolation_ends_at_its_ends(start):
         network = interpolate(start, end, mix)
         for a, b in zip(network.parameters(), same.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_outputs_that_are_too_alike_are_pushed_apart_by_the_corrected_term_alone():
+    """Two recordings, one noise, and a network that keeps the noise: the outputs are more alike than the targets."""
+    generator = torch.Generator().manual_seed(0)
+    targets = [0.3 * torch.randn(4, 80 * STFT.hop_length, generator=generator) for _ in range(2)]
+    noise = torch.randn(4, 80 * STFT.hop_length, generator=generator)
+    weight = torch.ones(4, 80)
+    first, second = (Items(target + noise, target, weight) for target in targets)
+    contrasts = Contrasts(first, second, torch.zeros(4, dtype=torch.bool))
+    gradients = {}
+    for kind in ("corrected", "published"):
+        torch.manual_seed(0)
+        network = build_network("tiny")
+        contrast_loss(network, contrasts, kind).backward()
+        gradients[kind] = sum(p.grad.abs().sum().item() for p in network.parameters() if p.grad is not None)
+    assert gradients["corrected"] > 1e-5 and gradients["published"] == 0.0
+
+
+def test_outputs_for_one_recording_in_two_noises_are_drawn_together():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(4, 80 * STFT.hop_length, generator=generator)
+    weight = torch.ones(4, 80)
+    first, second = (Items(target + torch.randn(target.shape, generator=generator), target, weight) for _ in range(2))
+    contrasts = Contrasts(first, second, torch.ones(4, dtype=torch.bool))
+    torch.manual_seed(0)
+    network = build_network("tiny")
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(8):
+        loss = contrast_loss(network, contrasts, "corrected")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]

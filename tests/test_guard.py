@@ -11,7 +11,7 @@ from pse_sdk.training.corpus import Bank
 from pse_sdk.training.fit import FitConfig, fit, items_loss
 from pse_sdk.training.guard import HeldOut, Score, enhance_batch, held_out, judge, lower_bound, si_sdr_db
 from pse_sdk.training.network import build_network
-from pse_sdk.training.pseudo_mixtures import Items, NoiseBanks, Pair
+from pse_sdk.training.pseudo_mixtures import Items, Method, NoiseBanks, Pair
 
 N_FRAMES = 1200
 
@@ -45,6 +45,8 @@ def start():
 def better(start, material):
     """Trained on the very voice and noise of the material, for once."""
     class Source:
+        method = Method()
+
         def draw(self, n: int) -> Items:
             pick = torch.randperm(len(material.mixture))[:n]
             weight = torch.ones(len(pick), material.mixture.shape[1] // STFT.hop_length)

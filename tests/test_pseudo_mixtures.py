@@ -1,12 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from pse_sdk import job
 from pse_sdk.config import STFT
 from pse_sdk.purification import FrameAnalysis
 from pse_sdk.segments import Stretch
 from pse_sdk.training.corpus import Bank
-from pse_sdk.training.pseudo_mixtures import METHODS, SEGMENT_FRAMES, Method, NoiseBanks, Pair, PseudoMixtures
+from pse_sdk.training.pseudo_mixtures import (
+    METHODS,
+    SEGMENT_FRAMES,
+    TRUE_SHARE,
+    Method,
+    NoiseBanks,
+    Pair,
+    PseudoMixtures,
+)
 
 N_FRAMES = 3 * SEGMENT_FRAMES
 
@@ -85,3 +96,43 @@ def test_noise_is_drawn_at_unit_level_whatever_bank_it_comes_from(rng):
     loud = Bank.of([rng.standard_normal(500).astype(np.float32)], [1.0])
     noise = NoiseBanks((quiet, loud), (0.5, 0.5)).draw(20, 8000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(noise.square().mean(1), torch.ones(20), rtol=1e-2, atol=0)
+
+
+def test_every_method_can_be_asked_for():
+    assert (*job.METHODS[:1], *sorted(job.METHODS[1:])) == ("auto", *sorted(METHODS))
+
+
+def test_contrasts_hold_one_recording_in_two_noises_or_two_recordings_in_one(pair, noises):
+    contrasts = PseudoMixtures([pair], noises, METHODS["cm"], 0).draw_contrasts(32)
+    first, second, alike = contrasts.first, contrasts.second, contrasts.alike
+    torch.testing.assert_close(first.target[alike], second.target[alike])
+    assert ((first.target - second.target)[~alike].square().mean(1) > 1e-3).all()
+    one, other = first.mixture - first.target, second.mixture - second.target
+    likeness = torch.nn.functional.cosine_similarity(one, other)
+    assert (likeness[~alike] > 0.999).all() and (likeness[alike].abs() < 0.1).all()
+
+
+def test_speech_that_is_clean_is_its_own_target_in_every_method(pair, noises, rng):
+    speech = 0.2 * rng.standard_normal(N_FRAMES * STFT.hop_length).astype(np.float32)
+    clean = Pair.of_clean(Stretch(speech, FrameAnalysis(np.ones(N_FRAMES), np.zeros(N_FRAMES), np.zeros(N_FRAMES))))
+    for method in METHODS.values():
+        items = PseudoMixtures([clean], noises, replace(method, clean_share=0.0, noise_share=0.0), 0).draw(16)
+        windows = torch.from_numpy(speech).unfold(0, items.target.shape[1], STFT.hop_length)
+        likeness = (windows @ items.target.T) / windows.norm(dim=1)[:, None] / items.target.norm(dim=1)
+        assert likeness.amax(0).min() > 0.999
+        assert (items.weight == 1).all()
+
+
+def test_clean_speech_is_drawn_for_its_share_however_little_there_is(pair, noises):
+    short = N_FRAMES // 2
+    samples = 10 * pair.stretch.samples[:short * STFT.hop_length]
+    clean = Pair.of_clean(Stretch(samples, pair.stretch.frames.part(0, short)))
+    items = PseudoMixtures([pair, clean], noises, Method(purify=True, clean_share=0, noise_share=0), 0).draw(600)
+    assert (items.weight == 1).all(1).float().mean().item() == pytest.approx(TRUE_SHARE, abs=0.06)
+
+
+def test_speech_to_be_left_alone_fades_over_a_faint_noise(pair, noises):
+    items = draw(pair, noises, Method(teacher_targets=True, clean_share=1.0, noise_share=0), n=128)
+    level_db = 10 * torch.log10(items.mixture.unflatten(1, (-1, STFT.hop_length)).square().mean(2))
+    spread = level_db.amax(1) - level_db.amin(1)
+    assert spread.max() < 60 and 0.5 < (spread > 20).float().mean() < 0.9

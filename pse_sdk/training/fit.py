@@ -11,9 +11,11 @@ from torch import Tensor
 
 from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram
 from .network import Denoiser
-from .pseudo_mixtures import Items, PseudoMixtures
+from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
 
 SNR_WEIGHT = 0.1
+CONTRAST_WEIGHTS = {"corrected": (0.05, 0.02), "published": (1.0, 1.0)}     # alike, different; in dB beside the SNR
+CONTRAST_PAIRS = 8
 UNTIMED_STEPS, TIMED_STEPS = 3, 8     # before the plan is made: caches warm up, then the clock counts
 
 
@@ -53,6 +55,30 @@ def items_loss(network: Denoiser, items: Items) -> Tensor:
     return compressed_spectrum_loss(estimate, target, weight) + SNR_WEIGHT * (snr * weight.mean(1)).mean()
 
 
+def contrast_loss(network: Denoiser, contrasts: Contrasts, kind: str) -> Tensor:
+    """Contrastive mixtures: outputs for one recording in two noises agree; those for two recordings stay different.
+
+    Source: Sivaraman and Kim, IEEE JSTSP 2022. Its term for different recordings, max(D(y1, y2), D(p1, p2)), has no
+    gradient where the outputs are too alike, which is what it is for; "corrected" is max(0, D(p1, p2) - D(y1, y2)),
+    where D is the negative SNR in dB.
+    """
+    first, second = contrasts.first, contrasts.second
+    mixtures = spectrogram(torch.cat([first.mixture, second.mixture]))
+    one, other = network(mixtures, network.initial_state(len(mixtures)))[0].chunk(2)
+    target, other_target = spectrogram(first.target), spectrogram(second.target)
+    both = first.weight * second.weight
+    between_outputs = negative_snr_db(one, other, both)
+    between_targets = negative_snr_db(target, other_target, both)
+    if kind == "published":
+        alike, different = negative_snr_db(one, other, first.weight), torch.maximum(between_outputs, between_targets)
+    else:
+        alike = 0.5 * (negative_snr_db(one, other.detach(), first.weight)
+                       + negative_snr_db(other, one.detach(), first.weight))
+        different = (between_targets - between_outputs).clamp_min(0)
+    weights = CONTRAST_WEIGHTS[kind]
+    return SNR_WEIGHT * torch.where(contrasts.alike, weights[0] * alike, weights[1] * different).mean()
+
+
 def fit(
     start: Denoiser,
     mixtures: PseudoMixtures,
@@ -81,6 +107,7 @@ def fit(
     best, best_score = copy.deepcopy(start), validate(start)
     validation_seconds = time.monotonic() - began
     curve = [(0, best_score)]
+    contrast = mixtures.method.contrast
     n_steps, step, bad, timed_from = steps or 0, 0, 0, 0.0
     while not n_steps or step < n_steps:
         left = seconds - (time.monotonic() - began)
@@ -99,6 +126,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = items_loss(network, mixtures.draw(config.batch))
+        if contrast:
+            loss = loss + contrast_loss(network, mixtures.draw_contrasts(CONTRAST_PAIRS), contrast)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_norm)

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from ..config import STFT
+from ..purification import FrameAnalysis
 from ..segments import Stretch, pauses
 from .corpus import Bank
 from .mixing import active_rms
 
 SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
+CLEAN_SNR_DB = 35.0
 FAINT_SNR_DB = (30.0, 50.0)     # of the noise under speech that is to be left as it is
+TRUE_SHARE = 0.3        # of the items whose speech is really clean, where the user gave some
 FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
 MARGIN_DB = 8.0             # injected noise is at least this much louder than what the recording holds already:
                             # a fainter one teaches the network to keep the recording's own noise
@@ -30,11 +33,17 @@ class Method:
     clean_share: float = 0.1        # of the items that are the teacher's speech (`_kept_speech`), to be left as it is
     noise_share: float = 0.05       # of the items that are noise alone, to be silenced
     pauses_are_silent: bool = False     # frames that surely hold no speech count in full, with silence as their target
+    contrast: str = ""              # "corrected" or "published": compare the outputs of pairs of mixtures as well
+    random_start: bool = False      # not from the generalist
 
 
 METHODS = {
     "pseudose": Method(),
     "pseudose+dp": Method(purify=True, pauses_are_silent=True),
+    "cm": Method(contrast="corrected"),
+    "cm-published": Method(contrast="published"),
+    "cm+dp": Method(purify=True, pauses_are_silent=True, contrast="corrected"),
+    "pseudose-from-random": Method(random_start=True),
     "teacher+dp": Method(purify=True, pauses_are_silent=True, teacher_targets=True, remix_share=0.5),
 }
 AUTO = "teacher+dp"
@@ -42,10 +51,18 @@ AUTO = "teacher+dp"
 
 @dataclass(frozen=True)
 class Pair:
-    """A stretch of a recording and the teacher's idea of the speech in it [T]."""
+    """A stretch of a recording and the teacher's idea of the speech in it [T], or the speech itself (`is_true`)."""
 
     stretch: Stretch
     enhanced: np.ndarray
+    is_true: bool = False
+
+    @classmethod
+    def of_clean(cls, stretch: Stretch) -> "Pair":
+        """A recording that is its own reference: every frame can be trusted."""
+        frames = stretch.frames
+        trusted = FrameAnalysis(frames.speech, np.ones_like(frames.share), np.full_like(frames.snr_db, CLEAN_SNR_DB))
+        return cls(Stretch(stretch.samples, trusted), stretch.samples, is_true=True)
 
     @property
     def residual(self) -> np.ndarray:
@@ -59,6 +76,15 @@ class Items:
     mixture: Tensor
     target: Tensor
     weight: Tensor
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Pairs of mixtures: the same recording in two noises (`alike` [B]), or two recordings in one noise."""
+
+    first: Items
+    second: Items
+    alike: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,7 +114,7 @@ class PseudoMixtures:
         self._generator = torch.Generator().manual_seed(seed)
         hop = STFT.hop_length
         usable = [pair for pair in pairs if pair.stretch.n_frames >= SEGMENT_FRAMES]
-        silent = [method.pauses_are_silent & pauses(pair.stretch.frames) for pair in usable]
+        silent = [method.pauses_are_silent & ~np.bool_(pair.is_true) & pauses(pair.stretch.frames) for pair in usable]
         weights = [np.where(quiet, 1.0, pair.stretch.frames.weight) for quiet, pair in zip(silent, usable, strict=True)]
         self._noisy = torch.from_numpy(np.concatenate([pair.stretch.samples for pair in usable]))
         self._enhanced = torch.from_numpy(np.concatenate([pair.enhanced for pair in usable]).astype(np.float32))
@@ -96,7 +122,7 @@ class PseudoMixtures:
         goals = [(pair.enhanced if method.teacher_targets else pair.stretch.samples) * _gate(quiet)
                  for quiet, pair in zip(silent, usable, strict=True)]
         self._goal = torch.from_numpy(np.concatenate(goals).astype(np.float32))
-        starts, snr_db, base = [], [], 0
+        starts, snr_db, true, base = [], [], [], 0
         for pair in usable:
             stretch = pair.stretch
             for start in range(0, stretch.n_frames - SEGMENT_FRAMES + 1, 8):
@@ -105,9 +131,14 @@ class PseudoMixtures:
                 if part.seconds_of_speech >= 0.4 * SEGMENT_FRAMES * STFT.hop_seconds:
                     starts.append(base + start)
                     snr_db.append(part.snr_db)
+                    true.append(pair.is_true)
             base += stretch.n_frames
         self._starts = torch.tensor(starts)
         self._snr_db = torch.tensor(snr_db, dtype=torch.float32)
+        is_true = torch.tensor(true, dtype=torch.bool)
+        n_true = is_true.sum()
+        self._chance = torch.where(is_true, TRUE_SHARE / n_true.clamp_min(1),
+                                   (1 - TRUE_SHARE) / (len(starts) - n_true).clamp_min(1)).double()
 
     @property
     def n_segments(self) -> int:
@@ -115,7 +146,7 @@ class PseudoMixtures:
 
     def draw(self, n: int) -> Items:
         generator, hop = self._generator, STFT.hop_length
-        pick = torch.randint(len(self._starts), (n,), generator=generator)
+        pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)
         start = self._starts[pick, None]
         index = start * hop + torch.arange(SEGMENT_FRAMES * hop)
         recording, enhanced, goal = self._noisy[index], self._enhanced[index], self._goal[index]
@@ -136,6 +167,32 @@ class PseudoMixtures:
         weight = torch.where(silent | alone, 1.0, weight) if self.method.purify else torch.ones_like(weight)
         scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
         return Items(mixture * scale, target * scale, weight)
+
+    def draw_contrasts(self, n: int) -> Contrasts:
+        """Pairs as in Sivaraman and Kim (contrastive mixtures): half are alike. Both have the scale of the first."""
+        generator = self._generator
+        alike = torch.arange(n) % 2 == 0
+        picks = torch.multinomial(self._chance, 2 * n, replacement=True, generator=generator).view(2, n)
+        picks[1] = torch.where(alike, picks[0], picks[1])
+        noises = self._noises.draw(2 * n, SEGMENT_FRAMES * STFT.hop_length, generator).view(2, n, -1)
+        noises[1] = torch.where(alike[:, None], noises[1], noises[0])
+        shares = torch.rand(2, n, generator=generator)
+        shares[1] = torch.where(alike, shares[1], shares[0])
+        found: list[Items] = []
+        scale = torch.ones(n, 1)
+        for pick, noise, share in zip(picks, noises, shares, strict=True):
+            start = self._starts[pick, None]
+            index = start * STFT.hop_length + torch.arange(SEGMENT_FRAMES * STFT.hop_length)
+            highest = (self._snr_db[pick] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
+            snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * share
+            recording = self._noisy[index]
+            mixture = recording + noise * active_rms(recording) * 10 ** (-snr_db[:, None] / 20)
+            if not found:
+                scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
+            weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
+            found.append(Items(mixture * scale, self._goal[index] * scale,
+                               weight if self.method.purify else torch.ones_like(weight)))
+        return Contrasts(found[0], found[1], alike)
 
     def _kept_speech(self, enhanced: Tensor, noise: Tensor) -> Tensor:
         """Speech [n, T] as a good recording holds it: words fade to 40 dB below the loudest, over a faint noise.

@@ -27,9 +27,10 @@ from .pseudo_mixtures import AUTO, METHODS, NoiseBanks, Pair, PseudoMixtures
 from .teacher import estimate_speech, load_teacher
 
 LEAST_SPEECH_SECONDS = 20.0
+LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own error is several dB
 MOST_SECONDS = 20 * 60.0    # of recordings: more than that is not learnt within a budget of minutes
 FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
-LEAST_HARVEST_SECONDS = 3.0
+LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 FINISH_SECONDS = 6.0        # kept back from the budget for interpolation, guard and export
 MIXES = (1.0, 0.7, 0.4)     # shares of the way from the start to the trained weights that are tried
 
@@ -49,6 +50,7 @@ class Job:
     seed: int = 0
     steps: int | None = None
     noise: Sequence[np.ndarray] = ()
+    clean: Sequence[np.ndarray] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -67,6 +69,7 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     began = time.time()
     torch.manual_seed(job.seed)
     method_name = AUTO if job.method == "auto" else job.method
+    method = METHODS[method_name]
     facts: dict[str, object] = {"method": method_name, "size": job.size}
 
     def left() -> float:
@@ -85,8 +88,15 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     predictor = FramePredictor()
     recordings, note = at_most(job.recordings, MOST_SECONDS)
     stretches = [_stretch(samples, predictor) for samples in recordings]
+    given = [_stretch(samples, predictor) for samples in job.clean]
+    clean = [stretch for stretch in given if stretch.snr_db >= LEAST_CLEAN_SNR_DB]
+    if len(clean) < len(given):
+        doubted = [stretch for stretch in given if not stretch.snr_db >= LEAST_CLEAN_SNR_DB]
+        stretches += doubted
+        note += (f"{len(doubted)} of {len(given)} recordings given as clean seem noisy, and were used as noisy ones",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
+    facts["seconds_of_clean"] = round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1)
     facts |= {"seconds_recorded": round(sum(len(r) for r in job.recordings) / STFT.sample_rate, 1),
               "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
               "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
@@ -105,17 +115,23 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
             if left() < FINISH_SECONDS:
                 return None, out_of_time()
             pairs[name].append(Pair(stretch, estimate_speech(teacher, stretch.samples)))
+    pairs_of_clean = {name: [Pair.of_clean(stretch) for stretch in part] for name, part in split(clean).items()}
+    pairs = {name: part + pairs_of_clean[name] for name, part in pairs.items()}
     rng = np.random.default_rng(job.seed)
     foreign = [foreign_noise(FOREIGN_SECONDS, rng) for _ in range(FOREIGN_CLIPS)]
-    noises = _noise_banks(pairs["training"], job.noise, foreign[: FOREIGN_CLIPS // 2])
-    facts["seconds_of_noise"] = round(sum(map(len, harvest_pauses(parts["training"]))) / STFT.sample_rate, 1)
-
+    harvested = {name: harvest_pauses(part) for name, part in parts.items()}
+    facts["seconds_of_noise"] = round(seconds_of(harvested["training"]), 1)
+    residuals = {name: [pair.residual for pair in part if not pair.is_true] for name, part in pairs.items()}
+    enough = seconds_of(harvested["training"]) >= LEAST_HARVEST_SECONDS
+    noises = noise_banks((harvested["training"] if enough else (), 0.5), (residuals["training"], 0.2),
+                         (foreign[: FOREIGN_CLIPS // 2], 0.15 if job.noise else 0.3), (job.noise, 0.15))
     judged = {}
     for i, name in enumerate(("validation", "guard")):
-        others = _one_bank(foreign[FOREIGN_CLIPS // 2:][i::2])
-        own = _own_noise(pairs[name])
-        judged[name] = held_out(pairs[name], own or others, others, most_segments=12, seed=job.seed + i)
-    mixtures = PseudoMixtures(pairs["training"], noises, METHODS[method_name], job.seed)
+        others = noise_banks((foreign[FOREIGN_CLIPS // 2:][i::2], 1.0))
+        enough = seconds_of(harvested[name]) >= LEAST_JUDGED_SECONDS
+        own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
+        judged[name] = held_out(pairs[name], own if own.banks else others, others, most_segments=12, seed=job.seed + i)
+    mixtures = PseudoMixtures(pairs["training"], noises, method, job.seed)
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         return None, report(
             INSUFFICIENT_DATA, "The recordings are too short or too broken up to train on one part and to judge on "
@@ -131,7 +147,8 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     seconds = left() - FINISH_SECONDS
     if seconds < 5.0:
         return None, out_of_time()
-    fitted = fit(start, mixtures, score, seconds=seconds, steps=job.steps, config=FitConfig(), on_step=on_step)
+    first = build_network(job.size) if method.random_start else start
+    fitted = fit(first, mixtures, score, seconds=seconds, steps=job.steps, config=FitConfig(), on_step=on_step)
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
 
     if fitted.score <= fitted.curve[0][1]:
@@ -140,7 +157,8 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
                             advice=("give a larger budget_seconds", *_advice(facts)))
 
     progress("judge", 0.92, left(), "comparing with the generalist on held-out parts")
-    mixed = {mix: interpolate(start, fitted.network, mix) for mix in MIXES}
+    mixes = (1.0,) if method.random_start else MIXES      # between unrelated networks lies nothing of use
+    mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
     mix = max(mixed, key=lambda mix: score(mixed[mix]))
     candidate = mixed[mix]
     gain, checks = judge(candidate, start, judged["guard"], job.seed)
@@ -195,36 +213,15 @@ def _stretch(samples: np.ndarray, predictor: FramePredictor) -> Stretch:
     return Stretch(np.ascontiguousarray(samples[:whole], np.float32), predictor.analyse(samples[:whole]))
 
 
-def _one_bank(clips: Sequence[np.ndarray]) -> NoiseBanks:
-    return NoiseBanks((Bank.of(list(clips), [1.0] * len(clips)),), (1.0,))
+def noise_banks(*kinds: tuple[Sequence[np.ndarray], float]) -> NoiseBanks:
+    """A bank for every kind of noise that is there: its clips [T], and how often it is used against the others."""
+    found = [(clips, share) for clips, share in kinds if any(np.any(clip) for clip in clips)]
+    return NoiseBanks(tuple(Bank.of(list(clips), [float(len(clip)) for clip in clips]) for clips, _ in found),
+                      tuple(share for _, share in found))
 
 
-def _own_noise(pairs: Sequence[Pair]) -> NoiseBanks | None:
-    """The user's noise in a part: pauses where there are enough, and what the teacher took away."""
-    pauses = harvest_pauses([pair.stretch for pair in pairs])
-    residuals = [pair.residual for pair in pairs if np.any(pair.residual)]
-    banks, shares = [], []
-    if sum(map(len, pauses)) > STFT.sample_rate:
-        banks.append(Bank.of(pauses, [float(len(clip)) for clip in pauses]))
-        shares.append(0.7)
-    if residuals:
-        banks.append(Bank.of(residuals, [float(len(clip)) for clip in residuals]))
-        shares.append(0.3)
-    return NoiseBanks(tuple(banks), tuple(shares)) if banks else None
-
-
-def _noise_banks(pairs: Sequence[Pair], given: Sequence[np.ndarray], foreign: Sequence[np.ndarray]) -> NoiseBanks:
-    """Half from pauses, a fifth from what the teacher took away, the rest generated or from the user's folder."""
-    pauses = harvest_pauses([pair.stretch for pair in pairs])
-    harvested = sum(map(len, pauses)) / STFT.sample_rate
-    clips = [*foreign, *given]
-    banks = [Bank.of([pair.residual for pair in pairs], [float(len(pair.residual)) for pair in pairs]),
-             Bank.of(clips, [1.0] * len(clips))]
-    shares = [0.2, 0.3] if harvested >= LEAST_HARVEST_SECONDS else [0.4, 0.6]
-    if harvested >= LEAST_HARVEST_SECONDS:
-        banks.append(Bank.of(pauses, [float(len(clip)) for clip in pauses]))
-        shares.append(0.5)
-    return NoiseBanks(tuple(banks), tuple(shares))
+def seconds_of(clips: Sequence[np.ndarray]) -> float:
+    return sum(map(len, clips)) / STFT.sample_rate
 
 
 def _advice(facts: dict[str, object]) -> tuple[str, ...]:
