@@ -11,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
+from .arguments import as_path
 from .decoders import PHONE_SUFFIXES, SOUNDFILE_SUFFIXES, open_decoder
 from .errors import AudioError, SettingsError
 
@@ -36,10 +37,11 @@ class AudioReader:
         AudioError: missing, empty, not audio, nothing in it can be read, more than 64 channels (7 in a file that
             PyAV reads), or a sample rate outside 4000 to 384000 Hz.
         MissingDependencyError: a phone's recording, and PyAV is not installed.
+        SettingsError: `path` is no path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        self._path = as_path(path, "path")
         self.name = _printable(self._path)
         self.notes: tuple[str, ...] = ()
         self._passes: list[Generator[np.ndarray, None, None]] = []

@@ -11,6 +11,7 @@ import numpy as np
 import soundfile  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
+from .arguments import as_path
 from .audio import as_float32, check_sample_rate
 from .audio_file import AudioReader
 from .config import MODELS, SIZES
@@ -41,7 +42,7 @@ class Enhancer:
 
     Raises:
         ModelFileError: the file is missing, damaged or not a model of ours.
-        SettingsError: no generalist of that size.
+        SettingsError: no generalist of that size, or `model` is no path.
 
     Any number of threads may share an `Enhancer`; a stream belongs to one thread at a time.
     """
@@ -49,7 +50,8 @@ class Enhancer:
     def __init__(self, model: str | os.PathLike[str] | None = None, *, size: str | None = None) -> None:
         if model is not None and size is not None:
             raise SettingsError(f"got both a model file and size={size!r}; a model file has its size inside")
-        self._use(OnnxDenoiser(generalist(size or "small")) if model is None else OnnxDenoiser(model))
+        path = generalist("small" if size is None else size) if model is None else as_path(model, "model")
+        self._use(OnnxDenoiser(path))
 
     def _use(self, denoiser: OnnxDenoiser, report: Report | None = None) -> None:
         self._denoiser = denoiser
@@ -112,8 +114,9 @@ class Enhancer:
 
         Raises:
             AudioError: the source cannot be read, or the target cannot be written.
+            SettingsError: one of them is no path.
         """
-        target = Path(target)
+        source, target = as_path(source, "source"), as_path(target, "target")
         if not target.name or "\0" in target.name:
             raise AudioError(f"{str(target)!r} names no file; give a path such as 'enhanced.wav'")
         partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
@@ -153,8 +156,9 @@ class Enhancer:
 
         Raises:
             ModelFileError: the target cannot be written; a file that was there is unchanged.
+            SettingsError: `path` is no path.
         """
-        write_whole(path, self._denoiser.model)
+        write_whole(as_path(path, "path"), self._denoiser.model)
 
     @classmethod
     def personalize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .audio import check_sample_rate
 from .devices import WORDS, DeviceInfo, Kind, devices, quiet_sound_library, sound_library
 from .errors import DeviceError
 from .live_counting import STARTING_SECONDS
@@ -132,7 +133,7 @@ class OpenDevices:
 
     def _common_rate(self, wanted: int | None) -> int:
         """The rate of the caller, or the first of the usual ones, that every device can do."""
-        rates = [wanted] if wanted else list(PREFERRED_RATES)
+        rates = list(PREFERRED_RATES) if wanted is None else [check_sample_rate(wanted)]
         failure: DeviceError | None = None
         for rate in rates:
             try:

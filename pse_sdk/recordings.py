@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .arguments import as_number
 from .audio import as_float32, check_sample_rate, replace_non_finite, resample_blocks, resampled_length
 from .audio_file import NUMBERS_PER_BLOCK, AudioReader, audio_files
 from .config import STFT
@@ -79,8 +80,7 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
     """
     if on_bad not in ("raise", "skip"):
         raise SettingsError(f"expected on_bad='raise' or 'skip', got {on_bad!r}")
-    if not max_seconds >= SHORTEST_SECONDS:
-        raise SettingsError(f"expected max_seconds of at least {SHORTEST_SECONDS}, got {max_seconds!r}")
+    as_number(max_seconds, "max_seconds", SHORTEST_SECONDS)
 
     recordings: dict[bytes, Recording] = {}  # by content
     remarks: list[str] = []

@@ -5,12 +5,12 @@ from types import TracebackType
 
 import numpy as np
 
-from .audio import as_float32, check_sample_rate, replace_non_finite
-from .errors import AudioError, SettingsError
+from .arguments import as_whole_number
+from .audio import MAX_CHANNELS, as_float32, check_sample_rate, replace_non_finite
+from .errors import AudioError
 from .onnx_denoiser import OnnxDenoiser
 from .rate_converter import RateConverter
 
-MAX_CHANNELS = 64
 FADE_SECONDS = 0.01     # of the switch between enhanced and untouched sound
 LARGEST_SAMPLE = 10.0   # 20 dB over full scale: beyond is damage, which would deafen the network for seconds
 _BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
@@ -28,9 +28,7 @@ class EnhancementStream:
 
     def __init__(self, denoiser: OnnxDenoiser, sample_rate: int, channels: int = 1) -> None:
         self.sample_rate = check_sample_rate(sample_rate)
-        if not isinstance(channels, int) or not 1 <= channels <= MAX_CHANNELS:
-            raise SettingsError(f"channels={channels!r}; a stream has 1 to {MAX_CHANNELS}")
-        self.channels = channels
+        self.channels = channels = as_whole_number(channels, "channels", 1, MAX_CHANNELS)
         self.bypass = False
         """Pass the sound through untouched, with the same delay. Fades over 10 ms."""
         self._denoiser = denoiser

@@ -431,7 +431,8 @@ def test_an_error_of_the_stream_reaches_the_caller(system):
     assert all(thread.name != "pse-live" for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("options", [{"block_ms": 0}, {"block_ms": 1000}, {"latency_ms": 5}, {"latency_ms": 10_000}])
+@pytest.mark.parametrize("options", [{"block_ms": 0}, {"block_ms": 1000}, {"latency_ms": 5}, {"latency_ms": 10_000},
+                                     {"block_ms": "10"}, {"seconds": -1}, {"seconds": float("nan")}, {"on_status": 3}])
 def test_an_argument_out_of_range_is_refused(options):
     with pytest.raises(SettingsError, match=next(iter(options))):
         live.listen(Delay(), **options)

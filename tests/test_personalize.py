@@ -137,7 +137,7 @@ def test_a_killed_training_process_is_one_line_of_our_own(hum, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [
     {"method": "magic"}, {"size": "huge"}, {"budget_seconds": 3}, {"budget_seconds": float("nan")}, {"threads": 0},
-    {"steps": 0}, {"seed": -1}, {"seed": 1.5},
+    {"steps": 0}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"on_progress": 3},
 ])
 def test_a_wrong_setting_is_refused_before_anything_is_read(wrong):
     with pytest.raises(SettingsError) as refusal:

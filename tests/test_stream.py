@@ -235,7 +235,8 @@ def test_what_is_not_audio_is_refused_and_leaves_the_stream_usable(enhancer, chu
 
 
 @pytest.mark.parametrize("rate, channels", [(0, 1), (-1, 1), (3999, 1), (400_000, 1), (16_000.5, 1), ("16000", 1),
-                                            (16_000, 0), (16_000, 65), (16_000, 1.0), (16_000, None)])
+                                            (16_000, 0), (16_000, 65), (16_000, 1.0), (16_000, None),
+                                            (16_000, True)])
 def test_a_stream_that_makes_no_sense_is_refused(enhancer, rate, channels):
     with pytest.raises(SettingsError):
         enhancer.stream(rate, channels)
@@ -358,6 +359,12 @@ def test_a_target_that_cannot_be_written_is_an_audio_error_and_leaves_nothing(en
     with pytest.raises(AudioError):
         enhancer.enhance_file("noisy.wav", target)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "noisy.wav"]
+
+
+@pytest.mark.parametrize("source, target", [(None, "e.wav"), ("noisy.wav", None), (3, "e.wav"), (b"n.wav", "e.wav")])
+def test_what_is_no_path_is_refused_before_anything_is_read(enhancer, source, target):
+    with pytest.raises(SettingsError, match="give a path"):
+        enhancer.enhance_file(source, target)
 
 
 def test_numbers_of_another_scale_are_refused_with_the_remedy(enhancer):
