@@ -13,7 +13,7 @@ import numpy as np
 
 from .arguments import as_path
 from .decoders import PHONE_SUFFIXES, SOUNDFILE_SUFFIXES, open_decoder
-from .errors import AudioError, SettingsError
+from .errors import AudioError, SettingsError, printable
 
 NUMBERS_PER_BLOCK = 2**21  # 8 MiB as float32, whatever rate and channels a damaged header claims
 _BLOCK_SECONDS = 10.0
@@ -42,7 +42,7 @@ class AudioReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = as_path(path, "path")
-        self.name = _printable(self._path)
+        self.name = printable(str(self._path))
         self.notes: tuple[str, ...] = ()
         self._passes: list[Generator[np.ndarray, None, None]] = []
         with closing(open_decoder(self._path, self.name)) as decoder:
@@ -98,7 +98,7 @@ def audio_files(source: str | os.PathLike[str]) -> list[Path]:
         return [root]
 
     def refuse(error: OSError) -> None:
-        raise AudioError(f"{_printable(error.filename)}: this folder cannot be read: {error.strerror}") from error
+        raise AudioError(f"{error.filename}: this folder cannot be read: {error.strerror}") from error
 
     files = []
     for folder, subfolders, names in os.walk(root, onerror=refuse):
@@ -107,13 +107,8 @@ def audio_files(source: str | os.PathLike[str]) -> list[Path]:
                   if not name.startswith(".") and not name.endswith(ENHANCED_SUFFIX)
                   and Path(name).suffix.lower() in SOUNDFILE_SUFFIXES | PHONE_SUFFIXES]
     if not files:
-        raise AudioError(f"{_printable(root)}: this folder holds no audio files (such as .wav, .flac, .mp3, .m4a)")
+        raise AudioError(f"{root}: this folder holds no audio files (such as .wav, .flac, .mp3, .m4a)")
     return sorted(files)
-
-
-def _printable(path: str | os.PathLike[str]) -> str:
-    """The path on one line, whatever its bytes are."""
-    return "".join(character if character.isprintable() else "?" for character in str(path))
 
 
 def _regroup(pieces: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:

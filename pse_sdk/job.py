@@ -70,11 +70,9 @@ def run_job(
     read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
     foreign = read_recordings(noise, max_seconds=600.0) if noise is not None else []
     settings["notes"] = [f"recording {i + 1}: {note}" for i, recording in enumerate(read) for note in recording.notes]
-    folder = Path(tempfile.mkdtemp(prefix="pse-"))      # mode 0700: nobody else reads the samples
+    folder = _new_folder()
     try:
-        for kind, clips in (("recording", read), ("noise", foreign)):
-            _save(folder, kind, clips)
-        (folder / "job.json").write_text(json.dumps(settings))
+        _write_job(folder, settings, read, foreign)
         _run_child(folder, settings, deadline, on_progress)
         report = Report.from_json((folder / "report.json").read_text())
         return (read_model(folder / "model.onnx") if report.accepted else None), report
@@ -104,9 +102,24 @@ def _checked(method: str, size: str, budget_seconds: float, threads: int | None,
     return settings
 
 
-def _save(folder: Path, kind: str, clips: Sequence[Recording]) -> None:
-    for i, clip in enumerate(clips):
-        np.save(folder / f"{kind}-{i:05d}.npy", clip.samples)
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="pse-"))        # mode 0700: nobody else reads the samples
+    except OSError as error:
+        raise PersonalizationError(f"no temporary folder to work in ({error}); "
+                                   "set TMPDIR to a folder that can be written") from error
+
+
+def _write_job(folder: Path, settings: dict[str, Any], recordings: Sequence[Recording],
+               noise: Sequence[Recording]) -> None:
+    try:
+        for kind, clips in (("recording", recordings), ("noise", noise)):
+            for i, clip in enumerate(clips):
+                np.save(folder / f"{kind}-{i:05d}.npy", clip.samples)
+        (folder / "job.json").write_text(json.dumps(settings))
+    except OSError as error:
+        raise PersonalizationError(f"the recordings cannot be written below {folder.parent} ({error}); free some space "
+                                   "there, or set TMPDIR to another folder") from error
 
 
 def _run_child(folder: Path, settings: dict[str, object], deadline: float,

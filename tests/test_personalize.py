@@ -145,6 +145,20 @@ def test_a_wrong_setting_is_refused_before_anything_is_read(wrong):
     assert str(next(iter(wrong.values()))) in str(refusal.value)
 
 
+def test_a_temporary_folder_that_cannot_be_made_is_said_in_our_own_words(hum, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(PersonalizationError, match="TMPDIR"):
+        Enhancer.personalize([hum])
+
+
+def test_a_full_disk_is_said_in_our_own_words_and_leaves_nothing(hum, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(job.np, "save", full)
+    with pytest.raises(PersonalizationError, match="No space left.*TMPDIR"):
+        Enhancer.personalize([hum])
+
+
 def test_a_missing_recording_is_named(tmp_path):
     with pytest.raises(AudioError, match="monday.wav"):
         Enhancer.personalize(tmp_path / "monday.wav")
