@@ -61,6 +61,29 @@ def test_without_torch_personalizing_says_what_to_install():
     assert told.startswith("MissingDependencyError") and "pip install" in told
 
 
+@pytest.mark.parametrize("missing, arguments, extra", [
+    ("rich", ["listen"], "live"), ("sounddevice", ["listen"], "live"), ("sounddevice", ["record", "me.wav"], "live"),
+    ("sounddevice", ["devices"], "live"), ("av", ["enhance", "voice.m4a"], "phone"),
+    ("av", ["personalize", "voice.m4a"], "phone"), ("torch", ["personalize", "voice.wav"], "train"),
+    ("onnx", ["personalize", "voice.wav"], "train"), ("safetensors", ["personalize", "voice.wav"], "train"),
+])
+def test_a_command_says_which_extra_it_lacks(tiny_model, tmp_path, missing, arguments, extra):
+    (tmp_path / "voice.m4a").write_bytes(b"\0\0\0\x18ftypM4A what phones record")
+    model = ["--model", str(tiny_model)] if arguments[0] in ("listen", "enhance") else []
+    told = run(f"""
+        import os, sys
+        os.chdir({str(tmp_path)!r})
+        sys.modules[{missing!r}] = None
+        from pse_sdk.cli import main
+        sys.stderr = sys.stdout
+        print(main({arguments + model}))
+        """)
+    line, code = told.splitlines()
+    assert code == "2" and line.startswith("pse: ") and missing.replace("av", "PyAV") in line
+    assert f"pip install 'pse_sdk[{extra}]'" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["voice.m4a"]
+
+
 def test_telemetry_is_off_before_onnxruntime_is_imported():
     told = run("""
         import os, sys
