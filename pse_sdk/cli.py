@@ -17,6 +17,7 @@ from . import METHODS, Enhancer, Progress, PseError, __version__
 from .audio_file import ENHANCED_SUFFIX, audio_files
 from .config import SIZES
 from .errors import AudioError, ModelFileError, SettingsError, printable
+from .quiet import quiet_libraries
 
 DONE, KEPT, REFUSED, STOPPED = 0, 1, 2, 130
 EXIT_CODES = (f"Exit codes: {DONE} done; {KEPT} personalize found nothing better than the model in use; {REFUSED} "
@@ -142,6 +143,7 @@ def _enhancer(args: argparse.Namespace) -> Enhancer:
     return Enhancer(args.model) if args.model else Enhancer(size=args.size or "small")
 
 
+@quiet_libraries()
 def _personalize(args: argparse.Namespace) -> int:
     _check_folder(args.out)
     with _ProgressLine() as progress:
@@ -161,6 +163,7 @@ def _personalize(args: argparse.Namespace) -> int:
     return DONE if report.accepted else KEPT
 
 
+@quiet_libraries()
 def _enhance(args: argparse.Namespace) -> int:
     enhancer = _enhancer(args)
     sources = [path for item in args.inputs for path in audio_files(item)]

@@ -5,6 +5,9 @@ FFmpeg second, and only samples that were really decoded count.
 
 A decoder has `sample_rate`, `n_channels`, `pieces()` (arrays [T, n_channels] up to the end of the file, or to damage),
 `problems(n_read)` and `close()`. Once it is made, a first piece is decoded, so it is sure to be able to.
+
+libsndfile's MP3 decoder writes to the terminal about damaged files and has no switch for it; `quiet.py` says why that
+is left to programs.
 """
 
 import os

@@ -202,3 +202,16 @@ def test_what_is_wrong_with_a_source_is_said(capsys, wav, tiny_model, tmp_path):
     wav.write_bytes(wav.read_bytes()[:100_000])
     _, out, _ = run(capsys, "enhance", wav, "--model", tiny_model, "--json")
     assert "ends early" in json.loads(out)[0]["notes"][0]
+
+
+def test_of_a_damaged_mp3_only_our_own_words_are_seen(tmp_path, tiny_model):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "a.mp3", 0.1 * rng.standard_normal(5 * 16_000), 16_000)
+    damaged = bytearray((tmp_path / "a.mp3").read_bytes())
+    for start in range(3000, len(damaged), 700):
+        damaged[start:start + 40] = rng.bytes(40)
+    (tmp_path / "a.mp3").write_bytes(damaged)
+    (tmp_path / "b.wav").write_text("no audio")
+    done = program("enhance", tmp_path, "--model", tiny_model)
+    assert done.returncode == 2 and "a.enhanced.wav" in done.stdout
+    assert done.stderr.startswith("pse: ") and "b.wav" in done.stderr and done.stderr.count("\n") == 1

@@ -499,7 +499,7 @@ def test_importing_the_package_opens_no_sound_library():
 
 
 def test_a_chattering_library_is_kept_off_the_terminal_and_python_is_not():
-    code = ("import os, sys; from pse_sdk.devices import quiet_sound_library as quiet\n"
+    code = ("import os, sys; from pse_sdk.quiet import quiet_libraries as quiet\n"
             "with quiet(): os.write(2, b'Expression failed'); print('still here', file=sys.stderr)\n"
             "os.write(2, b'afterwards'); print(' too', file=sys.stderr)")
     said = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True).stderr
