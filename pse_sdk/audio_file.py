@@ -22,7 +22,7 @@ _BLOCK_SECONDS = 10.0
 class AudioReader:
     """One audio file of any length, block by block at its own rate and channels, in constant memory.
 
-    Samples come as the file holds them: float files may hold NaN or go beyond 1.0 (see `replace_non_finite`).
+    Samples come as the file holds them: float files may hold NaN or go beyond 1.0 (see `replace_damage`).
 
         with AudioReader("talk.flac") as reader:
             for block in reader.blocks(seconds=10):

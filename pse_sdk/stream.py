@@ -6,13 +6,12 @@ from types import TracebackType
 import numpy as np
 
 from .arguments import as_whole_number
-from .audio import MAX_CHANNELS, as_float32, check_sample_rate, replace_non_finite
+from .audio import MAX_CHANNELS, as_float32, check_sample_rate, replace_damage
 from .errors import AudioError
 from .onnx_denoiser import OnnxDenoiser
 from .rate_converter import RateConverter
 
 FADE_SECONDS = 0.01     # of the switch between enhanced and untouched sound
-LARGEST_SAMPLE = 10.0   # 20 dB over full scale: beyond is damage, which would deafen the network for seconds
 _BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
 
 
@@ -82,7 +81,7 @@ class EnhancementStream:
         if samples.shape[1] != self.channels:
             raise AudioError(f"the stream has {self.channels} channels, got samples of shape {np.shape(chunk)}; "
                              f"open it with channels={samples.shape[1]}")
-        samples, n_replaced = replace_non_finite(np.where(np.abs(samples) > LARGEST_SAMPLE, np.nan, samples))
+        samples, n_replaced = replace_damage(samples)
         self.n_replaced += n_replaced
         out = np.concatenate([self._advance(samples[i:i + _BLOCK]) for i in range(0, max(len(samples), 1), _BLOCK)])
         return out[:, 0] if mono else out

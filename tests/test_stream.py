@@ -372,6 +372,13 @@ def test_numbers_of_another_scale_are_refused_with_the_remedy(enhancer):
         enhancer.enhance(20_000 * white_noise(16_000), 16_000)
 
 
+def test_a_file_of_another_scale_is_refused_with_the_remedy(enhancer, tmp_path):
+    soundfile.write(tmp_path / "noisy.wav", 20_000 * white_noise(16_000), 16_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="noisy.wav: .* 32768"):
+        enhancer.enhance_file(tmp_path / "noisy.wav", tmp_path / "enhanced.wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["noisy.wav"]
+
+
 @pytest.mark.parametrize("glitch", [11.0, 1e3, 9e4, -1e30, np.nan])
 def test_a_damaged_sample_is_counted_and_soon_forgotten(enhancer, glitch):
     clean = 0.1 * white_noise(32_000)
