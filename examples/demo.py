@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PseError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    except (OSError, soundfile.LibsndfileError) as error:
+        print(f"demo: the results cannot be written ({error}); choose another --out", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -178,6 +181,9 @@ def page_row(clip: Clip, enhanced: Mapping[str, np.ndarray]) -> Row:
 
 
 def write_clips(folder: Path, rows: Sequence[Row]) -> None:
+    """The tracks of every row as `1-recorded.wav` and so on, in place of those of an earlier run."""
+    for earlier in folder.glob("[0-9]-*.wav"):
+        earlier.unlink()
     for i, row in enumerate(rows, start=1):
         for track in row.tracks:
             name = f"{i}-{track.label.split(' (')[0].replace(' ', '-')}.wav"
