@@ -12,7 +12,8 @@ from types import TracebackType
 import numpy as np
 
 from .arguments import as_path
-from .decoders import PHONE_SUFFIXES, SOUNDFILE_SUFFIXES, open_decoder
+from .config import PHONE_SUFFIXES, SOUNDFILE_SUFFIXES
+from .decoders import open_decoder
 from .errors import AudioError, SettingsError, printable
 
 NUMBERS_PER_BLOCK = 2**21  # 8 MiB as float32, whatever rate and channels a damaged header claims
