@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import soxr
 
 from .errors import AudioError, SettingsError
 
@@ -128,6 +127,7 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     samples = as_float32(samples)
     if from_rate == to_rate:
         return samples
+    import soxr  # here: an application that streams never needs it
     return np.asarray(soxr.resample(samples, from_rate, to_rate, quality="HQ"))
 
 
@@ -146,6 +146,7 @@ def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) 
             yield block
             continue
         if stream is None:
+            import soxr
             n_channels = 1 if block.ndim == 1 else block.shape[1]
             stream = soxr.ResampleStream(from_rate, to_rate, n_channels, dtype="float32", quality="HQ")
             rest = np.zeros_like(block[:0])

@@ -8,13 +8,16 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .arguments import as_path
 from .config import PHONE_SUFFIXES, SOUNDFILE_SUFFIXES
-from .decoders import open_decoder
 from .errors import AudioError, SettingsError, printable
+
+if TYPE_CHECKING:
+    from .decoders import FfmpegDecoder, SoundfileDecoder
 
 NUMBERS_PER_BLOCK = 2**21  # 8 MiB as float32, whatever rate and channels a damaged header claims
 _BLOCK_SECONDS = 10.0
@@ -46,7 +49,7 @@ class AudioReader:
         self.name = printable(str(self._path))
         self.notes: tuple[str, ...] = ()
         self._passes: list[Generator[np.ndarray, None, None]] = []
-        with closing(open_decoder(self._path, self.name)) as decoder:
+        with closing(self._open()) as decoder:
             self.sample_rate = decoder.sample_rate
             self.n_channels = decoder.n_channels
 
@@ -75,9 +78,13 @@ class AudioReader:
                  trace: TracebackType | None) -> None:
         self.close()
 
+    def _open(self) -> "SoundfileDecoder | FfmpegDecoder":
+        from .decoders import open_decoder  # and soundfile with it, which an application that streams never needs
+        return open_decoder(self._path, self.name)
+
     def _pass(self, block_length: int) -> Generator[np.ndarray, None, None]:
         n_read = 0
-        with closing(open_decoder(self._path, self.name)) as decoder:
+        with closing(self._open()) as decoder:
             for block in _regroup(decoder.pieces(), block_length):
                 n_read += len(block)
                 yield block

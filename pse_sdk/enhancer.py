@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
 from .arguments import as_path
@@ -114,6 +113,7 @@ class Enhancer:
             AudioError: the source cannot be read, or the target cannot be written.
             SettingsError: one of them is no path.
         """
+        import soundfile  # type: ignore[import-untyped]  # here: an application that streams never needs it
         source, target = as_path(source, "source"), as_path(target, "target")
         if not target.name or "\0" in target.name:
             raise AudioError(f"{str(target)!r} names no file; give a path such as 'enhanced.wav'")

@@ -16,6 +16,8 @@ import sys
 sys.modules.update(dict.fromkeys({HEAVY}))
 """
 
+FORBID_FILES = "sys.modules.update(dict.fromkeys(['soundfile', 'soxr']))"
+
 ENHANCE = """
 import sys
 import numpy as np
@@ -44,8 +46,13 @@ def test_enhancing_needs_no_torch_and_nothing_else_that_is_heavy(tiny_model):
     run(FORBID, ENHANCE, model=tiny_model)
 
 
+def test_enhancing_samples_needs_no_libraries_for_files(tiny_model):
+    run(FORBID, FORBID_FILES, ENHANCE, model=tiny_model)
+
+
 def test_importing_the_package_imports_nothing_heavy():
-    imported = run("import sys, pse_sdk", f"print(*[name for name in {HEAVY} if name in sys.modules])")
+    heavy = [*HEAVY, "soundfile", "soxr"]
+    imported = run("import sys, pse_sdk", f"print(*[name for name in {heavy} if name in sys.modules])")
     assert not imported.split()
 
 
