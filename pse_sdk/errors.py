@@ -9,7 +9,7 @@ class PseError(Exception):
 
 
 class AudioError(PseError, ValueError):
-    """Samples or a recording that cannot be used: unreadable, empty, wrong shape, no speech."""
+    """Samples or a recording that cannot be used (unreadable, empty, wrong shape), or audio that cannot be written."""
 
 
 class ModelFileError(PseError, ValueError):
@@ -25,7 +25,7 @@ class DeviceError(PseError, RuntimeError):
 
 
 class SettingsError(PseError, ValueError):
-    """An argument of the wrong type or outside its range, or a name that does not exist."""
+    """An argument of the wrong type or outside its range, a name that does not exist, a call on a closed stream."""
 
 
 class PersonalizationError(PseError, RuntimeError):

@@ -7,7 +7,7 @@ import numpy as np
 
 from .arguments import as_whole_number
 from .audio import MAX_CHANNELS, as_float32, check_sample_rate, replace_damage
-from .errors import AudioError
+from .errors import AudioError, SettingsError
 from .onnx_denoiser import OnnxDenoiser
 from .rate_converter import RateConverter
 
@@ -42,6 +42,7 @@ class EnhancementStream:
             offset = info.delay * self.sample_rate - self.delay_samples * info.sample_rate
             self._from_model = RateConverter(info.sample_rate, self.sample_rate, channels,
                                              offset // gcd(self.sample_rate, info.sample_rate))
+        self._closed = False
         self.reset()
 
     @property
@@ -55,6 +56,7 @@ class EnhancementStream:
 
     def reset(self) -> None:
         """Forget everything. Afterwards the stream is as good as new, bit for bit."""
+        self._check_open()
         self._states = [self._denoiser.initial_state() for _ in range(self.channels)]
         self._hop = np.zeros((0, self.channels), np.float32)
         self._dry = np.zeros((self.delay_samples, self.channels), np.float32)
@@ -74,7 +76,9 @@ class EnhancementStream:
 
         Raises:
             AudioError: a number of channels other than the stream's.
+            SettingsError: the stream is closed.
         """
+        self._check_open()
         samples = as_float32(chunk)
         mono = samples.ndim == 1
         samples = samples[:, None] if mono else samples
@@ -90,7 +94,11 @@ class EnhancementStream:
         """The rest of the output, as if silence followed, in the layout [T] for mono and [T, channels] else.
 
         The stream is reset afterwards.
+
+        Raises:
+            SettingsError: the stream is closed.
         """
+        self._check_open()
         remaining = self._n_in + self.delay_samples - self._n_out
         pieces = []
         while remaining > 0:
@@ -104,8 +112,10 @@ class EnhancementStream:
         return out[:, 0] if self.channels == 1 else out
 
     def close(self) -> None:
-        """Forget everything; nothing else has to be released."""
-        self.reset()
+        """Forget everything, and refuse whatever comes later. To have the rest of the output, call `flush` before."""
+        if not self._closed:
+            self.reset()
+            self._closed = True
 
     def __enter__(self) -> "EnhancementStream":
         return self
@@ -113,6 +123,10 @@ class EnhancementStream:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SettingsError("this stream is closed; open another one with Enhancer.stream")
 
     def _advance(self, samples: np.ndarray) -> np.ndarray:
         self._n_in += len(samples)

@@ -242,6 +242,19 @@ def test_a_stream_that_makes_no_sense_is_refused(enhancer, rate, channels):
         enhancer.stream(rate, channels)
 
 
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_a_closed_stream_says_so_and_holds_no_sound(enhancer, rate):
+    with enhancer.stream(rate) as stream:
+        stream.process(white_noise(5000))
+        delay, latency = stream.delay_samples, stream.latency_seconds
+    stream.close()      # twice is as good as once
+    for call in (lambda: stream.process(white_noise(100)), stream.flush, stream.reset):
+        with pytest.raises(SettingsError, match="closed"):
+            call()
+    assert (stream.delay_samples, stream.latency_seconds) == (delay, latency)
+    assert not any(value.any() for value in vars(stream).values() if isinstance(value, np.ndarray))
+
+
 def test_a_rate_that_is_a_whole_float_is_a_rate(enhancer):
     samples = white_noise(4410)
     np.testing.assert_array_equal(enhancer.enhance(samples, 44_100.0), enhancer.enhance(samples, 44_100))

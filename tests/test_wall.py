@@ -46,6 +46,15 @@ def test_enhancing_needs_no_torch_and_nothing_else_that_is_heavy(tiny_model):
     run(FORBID, ENHANCE, model=tiny_model)
 
 
+def test_every_error_that_a_user_may_catch_is_at_the_top():
+    family = [pse_sdk.PseError]
+    for error in family:
+        family += error.__subclasses__()
+    assert {error.__name__ for error in family} <= set(pse_sdk.__all__)
+    readme = (Path(pse_sdk.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{error.__name__}`" in readme for error in family)
+
+
 def test_enhancing_samples_needs_no_libraries_for_files(tiny_model):
     run(FORBID, FORBID_FILES, ENHANCE, model=tiny_model)
 
