@@ -23,6 +23,7 @@ from pse_sdk.errors import AudioError, MissingDependencyError, ModelFileError
 from pse_sdk.metrics import extended_stoi, si_sdr_improvement
 from pse_sdk.page import Row, Track, before_after_page
 from pse_sdk.purification import FramePredictor
+from pse_sdk.quiet import quiet_libraries
 from pse_sdk.recordings import read_recordings
 from pse_sdk.segments import PAUSE_PROBABILITY
 from pse_sdk.stft import power_spectrogram
@@ -44,9 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     try:
-        run(args.recordings, args.out, args.size, args.budget, args.seed)
+        with quiet_libraries():     # what decoders say of damaged MP3s
+            run(args.recordings, args.out, args.size, args.budget, args.seed)
     except PseError as error:
         print(f"demo: {error}", file=sys.stderr)
+        return 2
+    except (OSError, soundfile.LibsndfileError) as error:
+        print(f"demo: the results cannot be written ({error}); choose another --out", file=sys.stderr)
         return 2
     return 0
 
@@ -176,6 +181,9 @@ def page_row(clip: Clip, enhanced: Mapping[str, np.ndarray]) -> Row:
 
 
 def write_clips(folder: Path, rows: Sequence[Row]) -> None:
+    """The tracks of every row as `1-recorded.wav` and so on, in place of those of an earlier run."""
+    for earlier in folder.glob("[0-9]-*.wav"):
+        earlier.unlink()
     for i, row in enumerate(rows, start=1):
         for track in row.tracks:
             name = f"{i}-{track.label.split(' (')[0].replace(' ', '-')}.wav"

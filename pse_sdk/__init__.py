@@ -13,9 +13,31 @@ import os
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from .enhancer import Enhancer  # noqa: E402
-from .errors import PseError  # noqa: E402
+from .errors import (  # noqa: E402
+    AudioError,
+    DeviceError,
+    MissingDependencyError,
+    ModelFileError,
+    PersonalizationCancelled,
+    PersonalizationError,
+    PseError,
+    SettingsError,
+)
 from .job import METHODS, Progress  # noqa: E402
 from .report import Report  # noqa: E402
 
-__all__ = ["METHODS", "Enhancer", "Progress", "PseError", "Report"]
+__all__ = [
+    "METHODS",
+    "AudioError",
+    "DeviceError",
+    "Enhancer",
+    "MissingDependencyError",
+    "ModelFileError",
+    "PersonalizationCancelled",
+    "PersonalizationError",
+    "Progress",
+    "PseError",
+    "Report",
+    "SettingsError",
+]
 __version__ = "0.1.0"

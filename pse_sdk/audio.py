@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import soxr
 
 from .errors import AudioError, SettingsError
 
 LOWEST_SAMPLE_RATE = 4_000
 HIGHEST_SAMPLE_RATE = 384_000
 MAX_CHANNELS = 64
+LARGEST_SAMPLE = 10.0
+"""20 dB over full scale, which floats may reach; beyond is damage. It would deafen the network for seconds, and make
+all else inaudible in a recording that is scaled to its peak."""
 
 SILENCE_DBFS = -120.0
 """What `dbfs` says of digital silence, and of anything quieter than this."""
@@ -31,7 +33,7 @@ def as_float32(samples: Any) -> np.ndarray:
     Args:
         samples: array, or anything that numpy makes an array of, with dtype float16, float32, float64,
             int16, int32 or uint8. Integers are scaled to [-1, 1) (uint8 has its zero at 128); floats keep
-            their values, NaN and Inf included (see `replace_non_finite`).
+            their values, NaN and Inf included (see `replace_damage`).
 
     Shape: [T] or [T, channels] with 1 to 64 channels, T may be 0. The result has the same shape and is
     C-contiguous. It is the input itself when nothing had to be done, else a copy; the input is never changed.
@@ -78,19 +80,35 @@ def check_sample_rate(rate: object) -> int:
                         "common rates are 8000, 16000, 44100 and 48000")
 
 
-def replace_non_finite(samples: np.ndarray) -> tuple[np.ndarray, int]:
-    """Samples with 0 for every NaN and Inf, and how many there were.
+def replace_damage(samples: np.ndarray) -> tuple[np.ndarray, int]:
+    """Samples with 0 for every NaN, Inf and what lies beyond `LARGEST_SAMPLE`, and how many there were.
 
     Shape: any, kept. The same object comes back when there were none, else a copy.
 
-    >>> replace_non_finite(np.array([0.5, np.nan, -np.inf], dtype=np.float32))
+    >>> replace_damage(np.array([0.5, np.nan, -1e3], dtype=np.float32))
     (array([0.5, 0. , 0. ], dtype=float32), 2)
     """
-    finite = np.isfinite(samples)
-    n_replaced = int(finite.size - np.count_nonzero(finite))
+    sound = np.abs(samples) <= LARGEST_SAMPLE       # not of NaN
+    n_replaced = int(sound.size - np.count_nonzero(sound))
     if n_replaced == 0:
         return samples, 0
-    return np.where(finite, samples, samples.dtype.type(0)), n_replaced
+    return np.where(sound, samples, samples.dtype.type(0)), n_replaced
+
+
+def count_beyond(samples: np.ndarray) -> int:
+    """Finite samples beyond `LARGEST_SAMPLE`, for `check_scale`."""
+    return int(np.count_nonzero((np.abs(samples) > LARGEST_SAMPLE) & np.isfinite(samples)))
+
+
+def check_scale(name: str, n_beyond: int, n_samples: int) -> None:
+    """Refuse what has so many samples beyond `LARGEST_SAMPLE` that they are no damage but of another scale.
+
+    Raises:
+        AudioError: more than a tenth is beyond.
+    """
+    if n_beyond > n_samples / 10:
+        raise AudioError(f"{name}: {n_beyond / n_samples:.0%} of the samples are beyond {LARGEST_SAMPLE:g}, expected "
+                         "floats in [-1, 1] or integers; divide 16-bit numbers kept as floats by 32768")
 
 
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -109,6 +127,7 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     samples = as_float32(samples)
     if from_rate == to_rate:
         return samples
+    import soxr  # here: an application that streams never needs it
     return np.asarray(soxr.resample(samples, from_rate, to_rate, quality="HQ"))
 
 
@@ -127,6 +146,7 @@ def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) 
             yield block
             continue
         if stream is None:
+            import soxr
             n_channels = 1 if block.ndim == 1 else block.shape[1]
             stream = soxr.ResampleStream(from_rate, to_rate, n_channels, dtype="float32", quality="HQ")
             rest = np.zeros_like(block[:0])

@@ -8,11 +8,16 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .decoders import PHONE_SUFFIXES, SOUNDFILE_SUFFIXES, open_decoder
-from .errors import AudioError, SettingsError
+from .arguments import as_path
+from .config import PHONE_SUFFIXES, SOUNDFILE_SUFFIXES
+from .errors import AudioError, SettingsError, printable
+
+if TYPE_CHECKING:
+    from .decoders import FfmpegDecoder, SoundfileDecoder
 
 NUMBERS_PER_BLOCK = 2**21  # 8 MiB as float32, whatever rate and channels a damaged header claims
 _BLOCK_SECONDS = 10.0
@@ -21,7 +26,7 @@ _BLOCK_SECONDS = 10.0
 class AudioReader:
     """One audio file of any length, block by block at its own rate and channels, in constant memory.
 
-    Samples come as the file holds them: float files may hold NaN or go beyond 1.0 (see `replace_non_finite`).
+    Samples come as the file holds them: float files may hold NaN or go beyond 1.0 (see `replace_damage`).
 
         with AudioReader("talk.flac") as reader:
             for block in reader.blocks(seconds=10):
@@ -36,14 +41,15 @@ class AudioReader:
         AudioError: missing, empty, not audio, nothing in it can be read, more than 64 channels (7 in a file that
             PyAV reads), or a sample rate outside 4000 to 384000 Hz.
         MissingDependencyError: a phone's recording, and PyAV is not installed.
+        SettingsError: `path` is no path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-        self.name = _printable(self._path)
+        self._path = as_path(path, "path")
+        self.name = printable(str(self._path))
         self.notes: tuple[str, ...] = ()
         self._passes: list[Generator[np.ndarray, None, None]] = []
-        with closing(open_decoder(self._path, self.name)) as decoder:
+        with closing(self._open()) as decoder:
             self.sample_rate = decoder.sample_rate
             self.n_channels = decoder.n_channels
 
@@ -72,9 +78,13 @@ class AudioReader:
                  trace: TracebackType | None) -> None:
         self.close()
 
+    def _open(self) -> "SoundfileDecoder | FfmpegDecoder":
+        from .decoders import open_decoder  # and soundfile with it, which an application that streams never needs
+        return open_decoder(self._path, self.name)
+
     def _pass(self, block_length: int) -> Generator[np.ndarray, None, None]:
         n_read = 0
-        with closing(open_decoder(self._path, self.name)) as decoder:
+        with closing(self._open()) as decoder:
             for block in _regroup(decoder.pieces(), block_length):
                 n_read += len(block)
                 yield block
@@ -96,7 +106,7 @@ def audio_files(source: str | os.PathLike[str]) -> list[Path]:
         return [root]
 
     def refuse(error: OSError) -> None:
-        raise AudioError(f"{_printable(error.filename)}: this folder cannot be read: {error.strerror}") from error
+        raise AudioError(f"{error.filename}: this folder cannot be read: {error.strerror}") from error
 
     files = []
     for folder, subfolders, names in os.walk(root, onerror=refuse):
@@ -105,13 +115,8 @@ def audio_files(source: str | os.PathLike[str]) -> list[Path]:
                   if not name.startswith(".") and not name.endswith(ENHANCED_SUFFIX)
                   and Path(name).suffix.lower() in SOUNDFILE_SUFFIXES | PHONE_SUFFIXES]
     if not files:
-        raise AudioError(f"{_printable(root)}: this folder holds no audio files (such as .wav, .flac, .mp3, .m4a)")
+        raise AudioError(f"{root}: this folder holds no audio files (such as .wav, .flac, .mp3, .m4a)")
     return sorted(files)
-
-
-def _printable(path: str | os.PathLike[str]) -> str:
-    """The path on one line, whatever its bytes are."""
-    return "".join(character if character.isprintable() else "?" for character in str(path))
 
 
 def _regroup(pieces: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -10,35 +11,76 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import METHODS, Enhancer, Progress, PseError, __version__
 from .audio_file import ENHANCED_SUFFIX, audio_files
 from .config import SIZES
-from .errors import AudioError, ModelFileError, SettingsError
+from .errors import AudioError, ModelFileError, SettingsError, printable
+from .quiet import quiet_libraries
+
+DONE, KEPT, REFUSED, STOPPED = 0, 1, 2, 130
+EXIT_CODES = (f"Exit codes: {DONE} done; {KEPT} personalize found nothing better than the model in use; {REFUSED} "
+              f"something to mend, said in one line; {STOPPED} stopped by Ctrl-C or a signal.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0, 2 for anything the user can mend (said in one line), 130 after Ctrl-C."""
-    args = _parser().parse_args(arguments)
-    for name in ("SIGTERM", "SIGHUP"):      # end as after Ctrl-C: nothing half-done stays behind
-        if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
-            signal.signal(getattr(signal, name), _interrupt)
+    """Run one command and return its exit code, see `EXIT_CODES`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments         # known before the arguments are understood
     try:
-        return int(args.run(args) or 0)
+        args = _parser().parse_args(arguments)
+        for name in ("SIGTERM", "SIGHUP"):      # end as after Ctrl-C: nothing half-done stays behind
+            if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
+                signal.signal(getattr(signal, name), _interrupt)
+        return int(args.run(args))
     except PseError as error:
-        print(json.dumps({"error": str(error)}) if args.json else f"pse: {error}",
-              file=sys.stdout if args.json else sys.stderr)
-        return 2
+        return _refuse(str(error), as_json)
     except KeyboardInterrupt:
         print("pse: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
+        return STOPPED
+    except BrokenPipeError:     # who reads the results wants no more of them
+        return DONE
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _refuse(printable(told), as_json and error.filename != STANDARD_OUTPUT)
+
+
+def _refuse(message: str, as_json: bool) -> int:
+    if as_json:
+        _say(json.dumps({"error": message}))
+    else:
+        print(f"pse: {message}", file=sys.stderr)
+    return REFUSED
+
+
+STANDARD_OUTPUT = "standard output"
+
+
+def _say(*results: object, sep: str = "\n") -> None:
+    """Print results.
+
+    Raises:
+        OSError: they cannot be written; its `filename` is `STANDARD_OUTPUT`.
+    """
+    try:
+        print(*results, sep=sep, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):      # what waits to be written would fail once more when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, STANDARD_OUTPUT) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pse", description="Speech enhancement that learns its user, on this device.")
+    parser = _Parser(prog="pse", description="Speech enhancement that learns its user, on this device.",
+                     epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"pse_sdk {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -101,24 +143,27 @@ def _enhancer(args: argparse.Namespace) -> Enhancer:
     return Enhancer(args.model) if args.model else Enhancer(size=args.size or "small")
 
 
+@quiet_libraries()
 def _personalize(args: argparse.Namespace) -> int:
     _check_folder(args.out)
-    enhancer = Enhancer.personalize(args.recordings, noise=args.noise, method=args.method, size=args.size,
-                                    budget_seconds=args.budget, threads=args.threads, seed=args.seed,
-                                    on_progress=_ProgressLine())
+    with _ProgressLine() as progress:
+        enhancer = Enhancer.personalize(args.recordings, noise=args.noise, method=args.method, size=args.size,
+                                        budget_seconds=args.budget, threads=args.threads, seed=args.seed,
+                                        on_progress=progress)
     report = enhancer.report
     assert report is not None
     keep = not report.accepted and args.out.exists()
     if not keep:
         enhancer.save(args.out)
     if args.json:
-        print(json.dumps({**asdict(report), "model": str(args.out), "written": not keep}))
+        _say(json.dumps({**asdict(report), "model": str(args.out), "written": not keep}))
     else:
-        print(report)
-        print(f"{args.out} was left as it is." if keep else f"Model file: {args.out}")
-    return 0
+        out = printable(str(args.out))
+        _say(report, f"{out} was left as it is." if keep else f"Model file: {out}")
+    return DONE if report.accepted else KEPT
 
 
+@quiet_libraries()
 def _enhance(args: argparse.Namespace) -> int:
     enhancer = _enhancer(args)
     sources = [path for item in args.inputs for path in audio_files(item)]
@@ -158,10 +203,11 @@ def _enhance(args: argparse.Namespace) -> int:
         rows.append({"source": str(source), "target": str(target), "seconds": round(result.seconds, 2),
                      "seconds_spent": round(spent, 2), "notes": result.notes})
         if not args.json:
-            print(f"{target}  {result.seconds:.1f} s of audio in {spent:.1f} s", *result.notes, sep="\n  note: ")
+            _say(printable(f"{target}  {result.seconds:.1f} s of audio in {spent:.1f} s"), *result.notes,
+                 sep="\n  note: ")
     if args.json:
-        print(json.dumps(rows))
-    return 2 if failed else 0
+        _say(json.dumps(rows))
+    return REFUSED if failed else DONE
 
 
 def _listen(args: argparse.Namespace) -> int:
@@ -169,30 +215,30 @@ def _listen(args: argparse.Namespace) -> int:
     status = run_listen(_enhancer(args), input_device=args.input, output_device=args.output, sample_rate=args.rate,
                         seconds=args.seconds, record=args.record)
     if args.json:
-        print(json.dumps(asdict(status)))
-    return 0
+        _say(json.dumps(asdict(status)))
+    return DONE
 
 
 def _record(args: argparse.Namespace) -> int:
     from .record import record
     status = record(args.file, device=args.input, seconds=args.seconds, sample_rate=args.rate)
-    print(json.dumps(asdict(status)) if args.json else f"{args.file}  {status.seconds:.1f} s")
-    return 0
+    _say(json.dumps(asdict(status)) if args.json else printable(f"{args.file}  {status.seconds:.1f} s"))
+    return DONE
 
 
 def _devices(args: argparse.Namespace) -> int:
     from .devices import devices
     found = devices()
     if args.json:
-        print(json.dumps([asdict(device) for device in found]))
-        return 0
+        _say(json.dumps([asdict(device) for device in found]))
+        return DONE
     if not found:
         print("this machine has no sound devices", file=sys.stderr)
     for device in found:
         roles = [f"{n} in" for n in [device.n_inputs] if n] + [f"{n} out" for n in [device.n_outputs] if n]
         default = " (default)" if device.is_default_input or device.is_default_output else ""
-        print(f"{device.index:3d}  {device.name}  [{device.host_api}]  {', '.join(roles)}{default}")
-    return 0
+        _say(f"{device.index:3d}  {device.name}  [{device.host_api}]  {', '.join(roles)}{default}")
+    return DONE
 
 
 def _benchmark(args: argparse.Namespace) -> int:
@@ -213,22 +259,20 @@ def _benchmark(args: argparse.Namespace) -> int:
     models |= {path.stem: Enhancer(path) for path in args.models}
     rows = measure_latency(models, plan, lambda words: print(f"{words} ...", file=sys.stderr))
     if args.json:
-        print(json.dumps({"environment": environment(), "rows": [asdict(row) for row in rows]}))
+        _say(json.dumps({"environment": environment(), "rows": [asdict(row) for row in rows]}))
     else:
-        print(environment_line(environment()), markdown_table(rows), method_notes(plan), sep="\n\n")
-    return 0
+        _say(environment_line(environment()), markdown_table(rows), method_notes(plan), sep="\n\n")
+    return DONE
 
 
 def _info(args: argparse.Namespace) -> int:
     enhancer = _enhancer(args)
     facts = {**asdict(enhancer.info), "digest": enhancer.digest}
     if args.json:
-        print(json.dumps(facts))
-        return 0
-    for name, value in facts.items():
-        if value not in ("", {}):
-            print(f"{name:17s} {value}")
-    return 0
+        _say(json.dumps(facts))
+    else:
+        _say(*(f"{name:17s} {value}" for name, value in facts.items() if value not in ("", {})))
+    return DONE
 
 
 def _check_folder(path: Path) -> None:
@@ -246,14 +290,23 @@ def _check_folder(path: Path) -> None:
 
 
 class _ProgressLine:
-    """A bar on standard error while it is a terminal; nothing otherwise."""
+    """A bar on standard error while it is a terminal; nothing otherwise. What comes after it has a line of its own."""
+
+    def __enter__(self) -> "_ProgressLine":
+        self._begun = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._begun:
+            print(file=sys.stderr)
 
     def __call__(self, progress: Progress) -> None:
         if not sys.stderr.isatty():
             return
+        self._begun = True
         bar = "#" * round(30 * progress.done)
         line = f"[{bar:30s}] {progress.message}, {progress.seconds_left:.0f} s left"
-        print(f"\r{line:78.78s}", end="\n" if progress.stage == "done" else "", file=sys.stderr, flush=True)
+        print(f"\r{line:78.78s}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

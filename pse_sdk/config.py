@@ -33,3 +33,7 @@ SIZES = ("tiny", "small", "medium", "large")
 
 MODELS = Path(__file__).parent / "models"
 """What ships: generalists, their weights, the teacher, the SNR predictor."""
+
+SOUNDFILE_SUFFIXES = {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
+PHONE_SUFFIXES = {".m4a", ".mp4", ".webm", ".amr", ".awb", ".3gp", ".3g2", ".aac", ".mkv", ".mka", ".mov", ".wma"}
+"""What a folder is searched for: what libsndfile reads, and what only FFmpeg does."""

@@ -5,11 +5,15 @@ FFmpeg second, and only samples that were really decoded count.
 
 A decoder has `sample_rate`, `n_channels`, `pieces()` (arrays [T, n_channels] up to the end of the file, or to damage),
 `problems(n_read)` and `close()`. Once it is made, a first piece is decoded, so it is sure to be able to.
+
+libsndfile's MP3 decoder writes to the terminal about damaged files and has no switch for it; `quiet.py` says why that
+is left to programs.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,8 @@ import numpy as np
 import soundfile
 
 from .audio import HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MAX_CHANNELS, as_float32
+from .config import PHONE_SUFFIXES
 from .errors import AudioError, MissingDependencyError
-
-SOUNDFILE_SUFFIXES = {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
-PHONE_SUFFIXES = {".m4a", ".mp4", ".webm", ".amr", ".awb", ".3gp", ".3g2", ".aac", ".mkv", ".mka", ".mov", ".wma"}
 
 _PIECE = 4096  # samples per call of libsndfile: an error loses no more than this
 
@@ -39,6 +41,19 @@ _TOLERATED_SECONDS = 0.1  # encoders pad, so a header may promise a little more 
 
 class _Unreadable(Exception):
     """A decoder gets no sound out of a file. The message is empty if it does not even know the format."""
+
+
+@contextlib.contextmanager
+def _unreadable_if(damage: tuple[type[Exception], ...], close: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn errors that mean damage into `_Unreadable`; whatever the error, `close` first."""
+    try:
+        yield
+    except damage as error:
+        close()
+        raise _Unreadable from error
+    except BaseException:
+        close()
+        raise
 
 
 class _ForwardOnly(soundfile.SoundFile):  # type: ignore[misc]
@@ -60,22 +75,14 @@ class SoundfileDecoder:
         self._error: Exception | None = None
         if path.suffix.lower() == ".raw":
             raise _Unreadable  # soundfile takes this suffix for samples without a header, whatever the file holds
-        try:
+        with _unreadable_if(_LIBSNDFILE_ERRORS):
             self._file = _ForwardOnly(str(path))
-        except _LIBSNDFILE_ERRORS as error:
-            raise _Unreadable from error
-        try:
+        with _unreadable_if(_LIBSNDFILE_ERRORS, self.close):
             self.sample_rate: int = self._file.samplerate
             self.n_channels: int = self._file.channels
             self._first = self._read()
             if len(self._first) == 0:
                 raise _Unreadable("holds no samples; the recording may have stopped before it began")
-        except _LIBSNDFILE_ERRORS as error:
-            self.close()
-            raise _Unreadable from error
-        except _Unreadable:
-            self.close()
-            raise
 
     def pieces(self) -> Iterator[np.ndarray]:
         piece = self._first
@@ -119,11 +126,9 @@ class FfmpegDecoder:
         self._n_damaged = 0
         # Up to PyAV 18, a title in an old code page would be an error; from 19 on it never is.
         tolerance = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-        try:
+        with _unreadable_if(self._errors):
             self._container = av.open(f"file:{path}", options=_FFMPEG_OPTIONS, **tolerance)
-        except self._errors as error:
-            raise _Unreadable from error
-        try:
+        with _unreadable_if(self._errors, self.close):
             self._frames = self._decode()
             self._first = next(self._frames, None)
             if self._first is None:
@@ -133,12 +138,6 @@ class FfmpegDecoder:
             if self.n_channels > _MAX_FFMPEG_CHANNELS:
                 raise _Unreadable(f"has {self.n_channels} channels, at most {_MAX_FFMPEG_CHANNELS} can be read from "
                                   "this kind of file; export it as WAV")
-        except self._errors as error:
-            self.close()
-            raise _Unreadable from error
-        except _Unreadable:
-            self.close()
-            raise
 
     def pieces(self) -> Iterator[np.ndarray]:
         frame = self._first

@@ -3,15 +3,12 @@
 PortAudio lists them. It is loaded when it is first needed, for most of the package works without it.
 """
 
-import contextlib
 import importlib
-import os
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import DeviceError, MissingDependencyError
+from .quiet import quiet_libraries
 
 Kind = str      # "input" or "output"
 
@@ -94,41 +91,13 @@ def sound_library() -> Any:
         MissingDependencyError: it or the PortAudio library is not installed.
     """
     try:
-        with quiet_sound_library():
+        with quiet_libraries():
             return importlib.import_module("sounddevice")
     except ModuleNotFoundError as error:
         raise MissingDependencyError("live audio needs the package sounddevice: pip install 'pse_sdk[live]'") from error
     except OSError as error:
         raise MissingDependencyError("live audio needs the PortAudio library: apt install libportaudio2 (or your "
                                      "system's package of that library)") from error
-
-
-@contextlib.contextmanager
-def quiet_sound_library() -> Iterator[None]:
-    """Keep what C libraries write to the terminal (ALSA and PortAudio do) off it; `sys.stderr` goes on working."""
-    try:
-        terminal = os.dup(2)
-    except OSError:             # no stderr at all, as in a windowed program
-        yield
-        return
-    python_stderr, moved = sys.stderr, None
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        python_stderr.flush()
-        if python_stderr.fileno() == 2:
-            moved = os.fdopen(os.dup(terminal), "w", buffering=1, encoding=python_stderr.encoding, errors="replace")
-            sys.stderr = moved
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        if moved is not None:
-            if sys.stderr is moved:
-                sys.stderr = python_stderr
-            moved.close()
 
 
 def _listed(candidates: list[DeviceInfo]) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
-from .audio import as_float32, check_sample_rate
+from .arguments import as_path
+from .audio import as_float32, check_sample_rate, check_scale, count_beyond
 from .audio_file import AudioReader
 from .config import MODELS, SIZES
 from .errors import AudioError, ModelFileError, SettingsError
@@ -20,7 +20,7 @@ from .model_format import ModelInfo, write_whole
 from .onnx_denoiser import OnnxDenoiser
 from .recordings import Source
 from .report import Report
-from .stream import LARGEST_SAMPLE, EnhancementStream
+from .stream import EnhancementStream
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Enhancer:
 
     Raises:
         ModelFileError: the file is missing, damaged or not a model of ours.
-        SettingsError: no generalist of that size.
+        SettingsError: no generalist of that size, or `model` is no path.
 
     Any number of threads may share an `Enhancer`; a stream belongs to one thread at a time.
     """
@@ -49,7 +49,8 @@ class Enhancer:
     def __init__(self, model: str | os.PathLike[str] | None = None, *, size: str | None = None) -> None:
         if model is not None and size is not None:
             raise SettingsError(f"got both a model file and size={size!r}; a model file has its size inside")
-        self._use(OnnxDenoiser(generalist(size or "small")) if model is None else OnnxDenoiser(model))
+        path = generalist("small" if size is None else size) if model is None else as_path(model, "model")
+        self._use(OnnxDenoiser(path))
 
     def _use(self, denoiser: OnnxDenoiser, report: Report | None = None) -> None:
         self._denoiser = denoiser
@@ -90,13 +91,11 @@ class Enhancer:
         Shape: `noisy` [T] or [T, channels], the result the same, float32.
 
         Raises:
-            AudioError: not samples: another shape, another type.
+            AudioError: not samples: another shape, another type, another scale than [-1, 1].
             SettingsError: a rate outside the range.
         """
         samples = as_float32(noisy)
-        if samples.size and np.mean(np.abs(samples) > LARGEST_SAMPLE) > 0.1:
-            raise AudioError(f"samples reach {np.nanmax(np.abs(samples)):.0f}, expected floats in [-1, 1] or integers; "
-                             "divide 16-bit numbers kept as floats by 32768")
+        check_scale("noisy", count_beyond(samples), samples.size)
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         if not samples.size:
             check_sample_rate(sample_rate)
@@ -112,12 +111,14 @@ class Enhancer:
 
         Raises:
             AudioError: the source cannot be read, or the target cannot be written.
+            SettingsError: one of them is no path.
         """
-        target = Path(target)
+        import soundfile  # type: ignore[import-untyped]  # here: an application that streams never needs it
+        source, target = as_path(source, "source"), as_path(target, "target")
         if not target.name or "\0" in target.name:
             raise AudioError(f"{str(target)!r} names no file; give a path such as 'enhanced.wav'")
         partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
-        written = 0
+        written = n_beyond = 0
         with AudioReader(source) as reader:
             try:
                 # an open file, for its name may be bytes that are no text
@@ -126,6 +127,7 @@ class Enhancer:
                       as file, self.stream(reader.sample_rate, reader.n_channels) as stream):
                     skip = stream.delay_samples
                     for block in reader.blocks():
+                        n_beyond += count_beyond(block)
                         enhanced = stream.process(block)
                         file.write(enhanced[skip:])
                         written, skip = written + max(0, len(enhanced) - skip), max(0, skip - len(enhanced))
@@ -133,6 +135,7 @@ class Enhancer:
                     file.write(enhanced[skip:])
                     written += max(0, len(enhanced) - skip)
                     n_replaced = stream.n_replaced
+                check_scale(reader.name, n_beyond, written * reader.n_channels)
                 partial.replace(target)
             except (OSError, soundfile.LibsndfileError) as error:
                 raise AudioError(f"{target}: cannot be written ({error}); choose a writable folder") from error
@@ -153,8 +156,9 @@ class Enhancer:
 
         Raises:
             ModelFileError: the target cannot be written; a file that was there is unchanged.
+            SettingsError: `path` is no path.
         """
-        write_whole(path, self._denoiser.model)
+        write_whole(as_path(path, "path"), self._denoiser.model)
 
     @classmethod
     def personalize(

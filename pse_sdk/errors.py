@@ -2,11 +2,14 @@
 
 
 class PseError(Exception):
-    """Base of the family. The message says what came, what was wanted and what to do."""
+    """Base of the family. The message says what came, what was wanted and what to do, in one line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class AudioError(PseError, ValueError):
-    """Samples or a recording that cannot be used: unreadable, empty, wrong shape, no speech."""
+    """Samples or a recording that cannot be used (unreadable, empty, wrong shape), or audio that cannot be written."""
 
 
 class ModelFileError(PseError, ValueError):
@@ -22,12 +25,17 @@ class DeviceError(PseError, RuntimeError):
 
 
 class SettingsError(PseError, ValueError):
-    """An argument outside its range, or a name that does not exist."""
+    """An argument of the wrong type or outside its range, a name that does not exist, a call on a closed stream."""
 
 
 class PersonalizationError(PseError, RuntimeError):
-    """The training process ended without a result; the model in use stays as it was."""
+    """The training process could not start, or ended without a result; the model in use stays as it was."""
 
 
 class PersonalizationCancelled(PersonalizationError):
     """The caller's `on_progress` asked to stop; the model in use stays as it was."""
+
+
+def printable(text: str) -> str:
+    """The text on one line, whatever the paths in it are made of."""
+    return "".join(character if character.isprintable() else "?" for character in text)

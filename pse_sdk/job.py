@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .arguments import as_number, as_whole_number, check_function
 from .config import SIZES
 from .errors import (
     MissingDependencyError,
@@ -28,7 +30,7 @@ from .report import Report
 
 METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "pseudose-from-random", "teacher+dp")
 """How a specialist can be trained; "auto" is the one that has won most comparisons."""
-SHORTEST_BUDGET_SECONDS = 20.0
+SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS = 20.0, 24 * 3600.0
 LONGEST_SECONDS = 3 * 3600.0    # of recordings that one job learns from
 # glibc returns every large array to the system and faults it in again, at a third of the time of a training step
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -61,20 +63,16 @@ def run_job(
 
     Arguments and errors are those of `Enhancer.personalize`.
     """
-    deadline = time.time() + _check(method, size, budget_seconds, threads, steps, seed)
-    _tell(on_progress, Progress("read", 0.0, budget_seconds, "reading the recordings"))
+    check_function(on_progress, "on_progress")
+    settings = _checked(method, size, budget_seconds, threads, steps, seed)
+    deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
+    _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
     read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
     foreign = read_recordings(noise, max_seconds=600.0) if noise is not None else []
-    settings = {
-        "method": method, "size": size, "deadline": deadline, "budget_seconds": budget_seconds, "seed": seed,
-        "steps": steps, "threads": threads or min(4, os.cpu_count() or 1), "nice": 0,
-        "notes": [f"recording {i + 1}: {note}" for i, recording in enumerate(read) for note in recording.notes],
-    }
-    folder = Path(tempfile.mkdtemp(prefix="pse-"))      # mode 0700: nobody else reads the samples
+    settings["notes"] = [f"recording {i + 1}: {note}" for i, recording in enumerate(read) for note in recording.notes]
+    folder = _new_folder()
     try:
-        for kind, clips in (("recording", read), ("noise", foreign)):
-            _save(folder, kind, clips)
-        (folder / "job.json").write_text(json.dumps(settings))
+        _write_job(folder, settings, read, foreign)
         _run_child(folder, settings, deadline, on_progress)
         report = Report.from_json((folder / "report.json").read_text())
         return (read_model(folder / "model.onnx") if report.accepted else None), report
@@ -82,28 +80,46 @@ def run_job(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(method: str, size: str, budget_seconds: float, threads: int | None, steps: int | None, seed: int) -> float:
-    """The budget, once every setting is in range."""
+def _checked(method: str, size: str, budget_seconds: float, threads: int | None, steps: int | None,
+             seed: int) -> dict[str, Any]:
+    """The settings for the training process, once every one of them is in range and can be followed here."""
     if method not in METHODS:
         raise SettingsError(f"no method {method!r}; choose one of {', '.join(METHODS)}")
     if size not in SIZES:
         raise SettingsError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
-    if not isinstance(budget_seconds, (int, float)) or not SHORTEST_BUDGET_SECONDS <= budget_seconds <= 24 * 3600:
-        raise SettingsError(f"budget_seconds={budget_seconds!r}; give {SHORTEST_BUDGET_SECONDS:.0f} to 86,400 seconds")
-    for name, value, most in (("threads", threads, 256), ("steps", steps, 10**6)):
-        if value is not None and (type(value) is not int or not 1 <= value <= most):
-            raise SettingsError(f"{name}={value!r}; give a whole number from 1 to {most}, or None")
-    if not isinstance(seed, int) or not 0 <= seed < 2**31:
-        raise SettingsError(f"seed={seed!r}; give a whole number from 0 to {2**31 - 1}")
+    if threads is None:
+        threads = min(4, os.cpu_count() or 1)
+    settings = {
+        "method": method, "size": size, "nice": 0,
+        "budget_seconds": as_number(budget_seconds, "budget_seconds", SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS),
+        "threads": as_whole_number(threads, "threads", 1, 256),
+        "steps": None if steps is None else as_whole_number(steps, "steps", 1, 10**6),
+        "seed": as_whole_number(seed, "seed", 0, 2**31 - 1),
+    }
     missing = [name for name in ("torch", "onnx", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"personalizing needs {' and '.join(missing)}: pip install 'pse_sdk[train]'")
-    return float(budget_seconds)
+    return settings
 
 
-def _save(folder: Path, kind: str, clips: Sequence[Recording]) -> None:
-    for i, clip in enumerate(clips):
-        np.save(folder / f"{kind}-{i:05d}.npy", clip.samples)
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="pse-"))        # mode 0700: nobody else reads the samples
+    except OSError as error:
+        raise PersonalizationError(f"no temporary folder to work in ({error}); "
+                                   "set TMPDIR to a folder that can be written") from error
+
+
+def _write_job(folder: Path, settings: dict[str, Any], recordings: Sequence[Recording],
+               noise: Sequence[Recording]) -> None:
+    try:
+        for kind, clips in (("recording", recordings), ("noise", noise)):
+            for i, clip in enumerate(clips):
+                np.save(folder / f"{kind}-{i:05d}.npy", clip.samples)
+        (folder / "job.json").write_text(json.dumps(settings))
+    except OSError as error:
+        raise PersonalizationError(f"the recordings cannot be written below {folder.parent} ({error}); free some space "
+                                   "there, or set TMPDIR to another folder") from error
 
 
 def _run_child(folder: Path, settings: dict[str, object], deadline: float,

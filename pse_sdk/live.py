@@ -13,13 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from .arguments import as_number, as_path, check_function
 from .devices import find_device
-from .errors import SettingsError
 from .live_counting import NO_SIGNAL, DriftControl, Level, OutputQueue, SampleClock
 from .live_files import TwoFiles
 from .open_devices import OpenDevices
@@ -134,10 +133,10 @@ def listen(
         enhancer: an `Enhancer`.
         input_device, output_device: see `find_device`.
         sample_rate: of both devices, by default the first of 48,000, 44,100 and 16,000 Hz that both can do.
-        block_ms: sound that a device hands over at a time.
+        block_ms: sound that a device hands over at a time, 1 to 100.
         latency_ms: sound kept waiting, once in the loudspeaker's own buffer, in case its callback is late, and once
             before it, in case enhancement is late. More of it survives a busier machine. `latency_ms` in the status is
-            what all parts add up to.
+            what all parts add up to. From two blocks to 2000.
         record: a folder for `microphone.wav` and `enhanced.wav`, aligned with each other sample for sample.
         on_status: called about 20 times a second from the calling thread. Should be back within a few milliseconds.
         control: for another thread to stop this or to switch between before and after.
@@ -150,10 +149,11 @@ def listen(
         SettingsError: an argument outside its range, or a folder that cannot be written.
         MissingDependencyError: sounddevice or PortAudio is not installed.
     """
-    if not 1 <= block_ms <= 100:
-        raise SettingsError(f"block_ms={block_ms}; a block is 1 to 100 ms long")
-    if not 2 * block_ms <= latency_ms <= 2000:
-        raise SettingsError(f"latency_ms={latency_ms}; choose from two blocks ({2 * block_ms:g} ms) to 2000 ms")
+    if seconds is not None:
+        as_number(seconds, "seconds", 0)
+    check_function(on_status, "on_status")
+    as_number(block_ms, "block_ms", 1, 100)
+    as_number(latency_ms, "latency_ms", 2 * block_ms, 2000)
     control = control or Control()
     devices = OpenDevices(find_device(input_device, "input"), find_device(output_device, "output"), sample_rate,
                           block_ms, latency_ms)
@@ -162,7 +162,7 @@ def listen(
         stream = cleanup.enter_context(enhancer.stream(sample_rate=rate, channels=1))
         stream.process(np.zeros(rate // 10, np.float32))        # the first step of a model is a slow one
         stream.reset()
-        files = TwoFiles(Path(record), rate, stream.delay_samples) if record else None
+        files = TwoFiles(as_path(record, "record"), rate, stream.delay_samples) if record is not None else None
         if files is not None:
             cleanup.callback(files.close)
         session = Session(stream, rate, round(latency_ms * rate / 1000), control, files)

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .devices import quiet_sound_library
 from .errors import MissingDependencyError
 from .live import Control, LiveStatus, StreamMaker, listen
+from .quiet import quiet_libraries
 
 try:
     from rich.console import Console, Group, RenderableType
@@ -45,7 +45,7 @@ def run_listen(
     """
     control = control or Control()
     # the sound library complains on stderr whenever it likes, in the middle of the meter
-    with quiet_sound_library(), _screen(control) as (show, pause):
+    with quiet_libraries(), _screen(control) as (show, pause):
         shown = -pause
 
         def tell(status: LiveStatus) -> None:

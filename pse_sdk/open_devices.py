@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .devices import WORDS, DeviceInfo, Kind, devices, quiet_sound_library, sound_library
+from .audio import check_sample_rate
+from .devices import WORDS, DeviceInfo, Kind, devices, sound_library
 from .errors import DeviceError
 from .live_counting import STARTING_SECONDS
+from .quiet import quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class OpenDevices:
             raise
 
     def close(self) -> None:
-        with quiet_sound_library():
+        with quiet_libraries():
             while self._streams:
                 self._streams.popitem()[1].close()
 
@@ -119,7 +121,7 @@ class OpenDevices:
         """The same names may have other numbers now, and the sound library only looks when it starts."""
         sd = sound_library()
         try:
-            with quiet_sound_library():
+            with quiet_libraries():
                 sd._terminate()
                 sd._initialize()
         except sd.PortAudioError as error:
@@ -132,7 +134,7 @@ class OpenDevices:
 
     def _common_rate(self, wanted: int | None) -> int:
         """The rate of the caller, or the first of the usual ones, that every device can do."""
-        rates = [wanted] if wanted else list(PREFERRED_RATES)
+        rates = list(PREFERRED_RATES) if wanted is None else [check_sample_rate(wanted)]
         failure: DeviceError | None = None
         for rate in rates:
             try:
@@ -150,7 +152,7 @@ class OpenDevices:
         make, callback = ((sd.InputStream, self._input_callback) if kind == "input" else
                           (sd.OutputStream, self._output_callback))
         try:
-            with quiet_sound_library():
+            with quiet_libraries():
                 stream = make(device=device.index, samplerate=self.sample_rate, channels=self._n_channels[kind],
                               blocksize=self._block, dtype="float32", latency=self._wished_latency[kind],
                               callback=callback)
@@ -182,7 +184,7 @@ def _channels(device: DeviceInfo, kind: Kind, sample_rate: int) -> int:
     failure: Exception | None = None
     for n_channels in (1, 2):
         try:
-            with quiet_sound_library():
+            with quiet_libraries():
                 check(device=device.index, channels=n_channels, dtype="float32", samplerate=sample_rate)
             return n_channels
         except (sd.PortAudioError, ValueError) as error:

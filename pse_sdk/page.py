@@ -15,7 +15,7 @@ from html import escape
 import numpy as np
 import soundfile
 
-from .audio import check_sample_rate, replace_non_finite, resample
+from .audio import check_sample_rate, replace_damage, resample
 from .config import STFT
 from .errors import AudioError
 from .stft import power_spectrogram
@@ -91,7 +91,7 @@ def _prepare(row: Row) -> list[np.ndarray]:
     if len({len(track.samples) for track in row.tracks}) > 1:
         raise AudioError(f"row {row.title!r}: expected tracks of one length, got "
                          f"{[len(track.samples) for track in row.tracks]} samples; cut them to the same")
-    tracks = [replace_non_finite(np.asarray(track.samples, np.float32))[0] for track in row.tracks]
+    tracks = [replace_damage(np.asarray(track.samples, np.float32))[0] for track in row.tracks]
     peak = max(float(np.abs(samples).max()) for samples in tracks)
     return [samples * (PEAK / peak) if peak > 0 else samples for samples in tracks]
 

@@ -8,10 +8,10 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from .arguments import as_number, as_path, check_function
 from .devices import find_device
 from .errors import DeviceError
 from .live import TICK_SECONDS, Control
@@ -58,11 +58,15 @@ def record(
         on_status: called about 20 times a second from the calling thread.
 
     Raises:
-        SettingsError: the file cannot be written. This is found out before the microphone opens.
+        SettingsError: an argument outside its range, or the file cannot be written. This is found out before the
+            microphone opens.
         DeviceError: the microphone is missing, refuses to open, or went away.
         MissingDependencyError: sounddevice or PortAudio is not installed.
     """
-    target = Path(path)
+    target = as_path(path, "path")
+    if seconds is not None:
+        as_number(seconds, "seconds", 0)
+    check_function(on_status, "on_status")
     control = control or Control()
     with contextlib.closing(WavFile(target)) as file:
         microphone = OpenDevices(find_device(device, "input"), None, sample_rate)

@@ -15,7 +15,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .audio import as_float32, check_sample_rate, replace_non_finite, resample_blocks, resampled_length
+from .arguments import as_number
+from .audio import (
+    as_float32,
+    check_sample_rate,
+    check_scale,
+    count_beyond,
+    replace_damage,
+    resample_blocks,
+    resampled_length,
+)
 from .audio_file import NUMBERS_PER_BLOCK, AudioReader, audio_files
 from .config import STFT
 from .errors import AudioError, SettingsError
@@ -24,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 SHORTEST_SECONDS = 0.2
 
-_LARGEST_SAMPLE = 1e5  # int16 numbers kept as floats reach 32768; beyond this it is damage, not sound
 _SILENCE = 1e-4  # a swing of 3 steps of 16 bits, -80 dBFS: no microphone in a room is that quiet
 _CORRELATED = 0.5
 _CLIPPED_SHARE = 0.001
@@ -68,7 +76,8 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
 
     Raises:
         AudioError: a file that is missing, empty, not audio, or damaged so that nothing can be read; a recording
-            that is silent or shorter than 0.2 s; a folder without audio; nothing given or nothing left.
+            that is silent, shorter than 0.2 s or of another scale than [-1, 1]; a folder without audio; nothing given
+            or nothing left.
         MissingDependencyError: a phone's recording, and PyAV is not installed. Raised with "skip", too.
         SettingsError: `max_seconds`, `on_bad` or a sample rate that cannot be.
 
@@ -79,8 +88,7 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
     """
     if on_bad not in ("raise", "skip"):
         raise SettingsError(f"expected on_bad='raise' or 'skip', got {on_bad!r}")
-    if not max_seconds >= SHORTEST_SECONDS:
-        raise SettingsError(f"expected max_seconds of at least {SHORTEST_SECONDS}, got {max_seconds!r}")
+    as_number(max_seconds, "max_seconds", SHORTEST_SECONDS)
 
     recordings: dict[bytes, Recording] = {}  # by content
     remarks: list[str] = []
@@ -183,6 +191,7 @@ class _Look:
     n_samples: int
     was_cut: bool
     n_replaced: int
+    n_beyond: int  # of those replaced, numbers
     mean: np.ndarray
     covariance: np.ndarray  # [channels, channels]
     swing: np.ndarray  # highest minus lowest sample
@@ -197,13 +206,15 @@ def _read(source: AudioReader | _Samples, max_seconds: float) -> Recording:
         raise AudioError(f"{source.name} holds no samples; record again, or leave it out")
     if seconds < SHORTEST_SECONDS:
         raise AudioError(f"{source.name} lasts {seconds:.3f} s, at least {SHORTEST_SECONDS} s are needed")
+    check_scale(source.name, look.n_beyond, look.n_samples * source.n_channels)
     if look.swing.max() < _SILENCE:
         not_sound = f" and {look.n_replaced} samples that are no numbers" if look.n_replaced else ""
         raise AudioError(f"{source.name} holds only digital silence{not_sound}; "
                          "check that the microphone is connected, allowed and not muted")
 
     weights = _channel_weights(look.covariance)
-    mono = (_mend(block)[0] - look.mean.astype(np.float32) for block in _at_most(source.blocks(), look.n_samples))
+    mean = look.mean.astype(np.float32)
+    mono = (replace_damage(block)[0] - mean for block in _at_most(source.blocks(), look.n_samples))
     samples = np.zeros(resampled_length(look.n_samples, rate, STFT.sample_rate), dtype=np.float32)
     filled = 0
     for part in resample_blocks((block @ weights for block in mono), rate, STFT.sample_rate):
@@ -216,7 +227,7 @@ def _read(source: AudioReader | _Samples, max_seconds: float) -> Recording:
 
 
 def _look(blocks: Iterable[np.ndarray], n_channels: int, max_samples: int) -> _Look:
-    n_samples = n_replaced = 0
+    n_samples = n_replaced = n_beyond = 0
     was_cut = False
     total, products = np.zeros(n_channels), np.zeros((n_channels, n_channels))
     # Row 0 is the upper side of the sound, row 1 the lower: int16 clips at 32767 and at -32768.
@@ -228,7 +239,9 @@ def _look(blocks: Iterable[np.ndarray], n_channels: int, max_samples: int) -> _L
         if len(whole_block) == 0:
             break
         # [channels, T] here: numpy sums along a long last axis ten times as fast as along a long first one
-        block, n = _mend(np.ascontiguousarray(whole_block.T))
+        whole = np.ascontiguousarray(whole_block.T)
+        block, n = replace_damage(whole)
+        n_beyond += count_beyond(whole) if n else 0
         n_samples, n_replaced = n_samples + len(whole_block), n_replaced + n
         wide = block.astype(np.float64)
         total += wide.sum(axis=1)
@@ -239,7 +252,7 @@ def _look(blocks: Iterable[np.ndarray], n_channels: int, max_samples: int) -> _L
         n_clipped += [[_n_in_runs(x == top) for x, top in zip(block, peaks[0], strict=True)],
                       [_n_in_runs(x == -top) for x, top in zip(block, peaks[1], strict=True)]]
     mean = total / max(n_samples, 1)
-    return _Look(n_samples, was_cut, n_replaced, mean, products / max(n_samples, 1) - np.outer(mean, mean),
+    return _Look(n_samples, was_cut, n_replaced, n_beyond, mean, products / max(n_samples, 1) - np.outer(mean, mean),
                  swing=peaks.sum(axis=0), n_clipped=n_clipped.sum(axis=0))
 
 
@@ -249,11 +262,6 @@ def _at_most(blocks: Iterable[np.ndarray], n_samples: int) -> Iterator[np.ndarra
         n_samples -= len(block)
         if n_samples <= 0:
             return
-
-
-def _mend(block: np.ndarray) -> tuple[np.ndarray, int]:
-    """The block with 0 for NaN, Inf and numbers that no microphone delivers, and how many there were."""
-    return replace_non_finite(np.where(np.abs(block) > _LARGEST_SAMPLE, np.float32(np.nan), block))
 
 
 def _n_in_runs(at_peak: np.ndarray) -> int:

@@ -5,14 +5,13 @@ from types import TracebackType
 
 import numpy as np
 
-from .audio import as_float32, check_sample_rate, replace_non_finite
+from .arguments import as_whole_number
+from .audio import MAX_CHANNELS, as_float32, check_sample_rate, replace_damage
 from .errors import AudioError, SettingsError
 from .onnx_denoiser import OnnxDenoiser
 from .rate_converter import RateConverter
 
-MAX_CHANNELS = 64
 FADE_SECONDS = 0.01     # of the switch between enhanced and untouched sound
-LARGEST_SAMPLE = 10.0   # 20 dB over full scale: beyond is damage, which would deafen the network for seconds
 _BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
 
 
@@ -28,9 +27,7 @@ class EnhancementStream:
 
     def __init__(self, denoiser: OnnxDenoiser, sample_rate: int, channels: int = 1) -> None:
         self.sample_rate = check_sample_rate(sample_rate)
-        if not isinstance(channels, int) or not 1 <= channels <= MAX_CHANNELS:
-            raise SettingsError(f"channels={channels!r}; a stream has 1 to {MAX_CHANNELS}")
-        self.channels = channels
+        self.channels = channels = as_whole_number(channels, "channels", 1, MAX_CHANNELS)
         self.bypass = False
         """Pass the sound through untouched, with the same delay. Fades over 10 ms."""
         self._denoiser = denoiser
@@ -45,6 +42,7 @@ class EnhancementStream:
             offset = info.delay * self.sample_rate - self.delay_samples * info.sample_rate
             self._from_model = RateConverter(info.sample_rate, self.sample_rate, channels,
                                              offset // gcd(self.sample_rate, info.sample_rate))
+        self._closed = False
         self.reset()
 
     @property
@@ -58,6 +56,7 @@ class EnhancementStream:
 
     def reset(self) -> None:
         """Forget everything. Afterwards the stream is as good as new, bit for bit."""
+        self._check_open()
         self._states = [self._denoiser.initial_state() for _ in range(self.channels)]
         self._hop = np.zeros((0, self.channels), np.float32)
         self._dry = np.zeros((self.delay_samples, self.channels), np.float32)
@@ -77,14 +76,16 @@ class EnhancementStream:
 
         Raises:
             AudioError: a number of channels other than the stream's.
+            SettingsError: the stream is closed.
         """
+        self._check_open()
         samples = as_float32(chunk)
         mono = samples.ndim == 1
         samples = samples[:, None] if mono else samples
         if samples.shape[1] != self.channels:
             raise AudioError(f"the stream has {self.channels} channels, got samples of shape {np.shape(chunk)}; "
                              f"open it with channels={samples.shape[1]}")
-        samples, n_replaced = replace_non_finite(np.where(np.abs(samples) > LARGEST_SAMPLE, np.nan, samples))
+        samples, n_replaced = replace_damage(samples)
         self.n_replaced += n_replaced
         out = np.concatenate([self._advance(samples[i:i + _BLOCK]) for i in range(0, max(len(samples), 1), _BLOCK)])
         return out[:, 0] if mono else out
@@ -93,7 +94,11 @@ class EnhancementStream:
         """The rest of the output, as if silence followed, in the layout [T] for mono and [T, channels] else.
 
         The stream is reset afterwards.
+
+        Raises:
+            SettingsError: the stream is closed.
         """
+        self._check_open()
         remaining = self._n_in + self.delay_samples - self._n_out
         pieces = []
         while remaining > 0:
@@ -107,8 +112,10 @@ class EnhancementStream:
         return out[:, 0] if self.channels == 1 else out
 
     def close(self) -> None:
-        """Forget everything; nothing else has to be released."""
-        self.reset()
+        """Forget everything, and refuse whatever comes later. To have the rest of the output, call `flush` before."""
+        if not self._closed:
+            self.reset()
+            self._closed = True
 
     def __enter__(self) -> "EnhancementStream":
         return self
@@ -116,6 +123,10 @@ class EnhancementStream:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SettingsError("this stream is closed; open another one with Enhancer.stream")
 
     def _advance(self, samples: np.ndarray) -> np.ndarray:
         self._n_in += len(samples)

@@ -9,7 +9,7 @@ from pse_sdk.audio import (
     as_float32,
     check_sample_rate,
     dbfs,
-    replace_non_finite,
+    replace_damage,
     resample,
     resample_blocks,
     resampled_length,
@@ -110,24 +110,24 @@ def test_anything_else_is_no_sample_rate(rate):
         check_sample_rate(rate)
 
 
-# replace_non_finite
+# replace_damage
 
 
-def test_what_is_no_number_becomes_silence_and_is_counted():
+def test_what_is_no_sound_becomes_silence_and_is_counted():
     samples = white_noise(100, 2)
     damaged = samples.copy()
-    damaged[3, 0], damaged[4, 1], damaged[5, 0] = np.nan, np.inf, -np.inf
-    mended, n_replaced = replace_non_finite(damaged)
-    assert n_replaced == 3
+    damaged[3, 0], damaged[4, 1], damaged[5, 0], damaged[6, 0] = np.nan, np.inf, -np.inf, -11.0
+    mended, n_replaced = replace_damage(damaged)
+    assert n_replaced == 4
     assert mended.dtype == np.float32
     assert np.isnan(damaged[3, 0])
-    np.testing.assert_array_equal(mended, np.where(np.isfinite(damaged), samples, 0))
+    np.testing.assert_array_equal(mended, np.where(damaged == samples, samples, 0))
 
 
 @pytest.mark.parametrize("n_samples", [0, 1, 100])
 def test_good_samples_come_back_as_the_same_object(n_samples):
     samples = white_noise(n_samples)
-    mended, n_replaced = replace_non_finite(samples)
+    mended, n_replaced = replace_damage(samples)
     assert mended is samples
     assert n_replaced == 0
 

@@ -1,14 +1,19 @@
+import io
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from pse_sdk import Enhancer, Report
-from pse_sdk.cli import main
+from pse_sdk import Enhancer, Progress, Report
+from pse_sdk.cli import _ProgressLine, main
 
 RATE = 48_000
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -22,6 +27,13 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     code = main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     return code, printed.out, printed.err
+
+
+def program(*arguments, stdout=subprocess.PIPE, **environment):
+    """`pse` as a process of its own."""
+    return subprocess.run([sys.executable, "-m", "pse_command", *map(str, arguments)], stdout=stdout,
+                          stderr=subprocess.PIPE, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
 
 
 def test_enhance_writes_the_same_length_rate_and_channels(capsys, wav, tiny_model):
@@ -102,8 +114,9 @@ def test_personalize_refuses_a_missing_folder_before_it_trains(capsys, wav, tmp_
     assert code == 2 and "me.onnx" in err
 
 
-@pytest.mark.parametrize("status", ["accepted", "kept"])
-def test_a_kept_model_does_not_replace_the_file_that_is_there(capsys, wav, tmp_path, tiny_model, monkeypatch, status):
+@pytest.mark.parametrize("status, expected", [("accepted", 0), ("kept", 1), ("insufficient_data", 1)])
+def test_a_script_sees_whether_a_specialist_replaced_the_file_that_was_there(capsys, wav, tmp_path, tiny_model,
+                                                                             monkeypatch, status, expected):
     def fake(cls, recordings, **options):
         enhancer = Enhancer(tiny_model)
         enhancer.report = Report(status, "a verdict")
@@ -112,8 +125,63 @@ def test_a_kept_model_does_not_replace_the_file_that_is_there(capsys, wav, tmp_p
     target = tmp_path / "me.onnx"
     target.write_bytes(b"last good model")
     code, out, _ = run(capsys, "personalize", wav, "--out", target)
-    assert code == 0 and "a verdict" in out
-    assert (target.read_bytes() == b"last good model") == (status == "kept")
+    assert code == expected and "a verdict" in out
+    assert (target.read_bytes() == b"last good model") == (status != "accepted")
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["sing"], ["enhance"], ["enhance", "a.wav", "--loud"], ["enhance", "a.wav", "--size", "huge"],
+    ["personalize", "a.wav", "--budget", "long"], ["personalize", "a.wav", "--budget", "nan"],
+    ["record", "me.wav", "--rate", "0"], ["record", "me.wav", "--seconds", "-1"], ["enhance", "no\nsuch.wav"],
+    ["enhance", "x" * 300], ["info", "--model", "no\nsuch.onnx"],
+])
+def test_wrong_words_are_one_line_for_people_and_json_for_programs(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("pse: ") and err.count("\n") == 1
+    code, out, err = run(capsys, *arguments, "--json")
+    assert (code, err) == (2, "") and json.loads(out)["error"]
+
+
+def test_help_tells_the_exit_codes(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0 and "Exit codes" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_results_that_cannot_be_written_are_one_line(tiny_model, json_too, unbuffered):
+    done = program("info", "--model", tiny_model, *json_too, stdout=open("/dev/full", "w"), PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (2, "pse: standard output: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX pipes")
+def test_a_reader_that_leaves_ends_it_without_a_word(tiny_model):
+    for_reading, for_writing = os.pipe()
+    os.close(for_reading)
+    done = program("info", "--model", tiny_model, stdout=for_writing)
+    os.close(for_writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("module", ["numpy", "onnxruntime", "argparse"])
+def test_ctrl_c_while_the_program_is_being_loaded_leaves_no_traceback(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = program("devices", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_what_follows_a_progress_bar_has_a_line_of_its_own(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", screen)
+    with _ProgressLine() as show:
+        show(Progress("train", 0.5, 60.0, "training"))
+    assert "training" in screen.getvalue() and screen.getvalue().endswith("\n")
 
 
 def test_one_bad_file_does_not_keep_the_others_from_being_enhanced(capsys, wav, tiny_model, tmp_path):
@@ -134,3 +202,16 @@ def test_what_is_wrong_with_a_source_is_said(capsys, wav, tiny_model, tmp_path):
     wav.write_bytes(wav.read_bytes()[:100_000])
     _, out, _ = run(capsys, "enhance", wav, "--model", tiny_model, "--json")
     assert "ends early" in json.loads(out)[0]["notes"][0]
+
+
+def test_of_a_damaged_mp3_only_our_own_words_are_seen(tmp_path, tiny_model):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "a.mp3", 0.1 * rng.standard_normal(5 * 16_000), 16_000)
+    damaged = bytearray((tmp_path / "a.mp3").read_bytes())
+    for start in range(3000, len(damaged), 700):
+        damaged[start:start + 40] = rng.bytes(40)
+    (tmp_path / "a.mp3").write_bytes(damaged)
+    (tmp_path / "b.wav").write_text("no audio")
+    done = program("enhance", tmp_path, "--model", tiny_model)
+    assert done.returncode == 2 and "a.enhanced.wav" in done.stdout
+    assert done.stderr.startswith("pse: ") and "b.wav" in done.stderr and done.stderr.count("\n") == 1

@@ -150,6 +150,24 @@ def test_a_mistake_is_said_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("demo: ")
 
 
+@pytest.mark.parametrize("out", ["file", "file/below", "/dev/null/out"])
+def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("in the way")
+    assert demo.main(["--recordings", str(tmp_path), "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("demo: ") and said.count("\n") == 1 and "--out" in said
+
+
+def test_clips_of_an_earlier_run_do_not_stay(tmp_path):
+    def row(*labels):
+        return demo.Row("a clip", [demo.Track(label, np.zeros(RATE, np.float32)) for label in labels], RATE)
+    (tmp_path / "mine.wav").write_bytes(b"not ours")
+    demo.write_clips(tmp_path, [row("recorded", "clean"), row("recorded", "clean")])
+    demo.write_clips(tmp_path, [row("recorded")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1-recorded.wav", "mine.wav"]
+
+
 def test_half_the_level_is_six_decibels(no_apt, tmp_path):
     clips = su.sample_user(tmp_path, **{**TINY, "clip_seconds": 4.0}).clips
     changes = demo.level_changes([0.5 * clip.noisy for clip in clips], clips)

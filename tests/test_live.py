@@ -431,7 +431,8 @@ def test_an_error_of_the_stream_reaches_the_caller(system):
     assert all(thread.name != "pse-live" for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("options", [{"block_ms": 0}, {"block_ms": 1000}, {"latency_ms": 5}, {"latency_ms": 10_000}])
+@pytest.mark.parametrize("options", [{"block_ms": 0}, {"block_ms": 1000}, {"latency_ms": 5}, {"latency_ms": 10_000},
+                                     {"block_ms": "10"}, {"seconds": -1}, {"seconds": float("nan")}, {"on_status": 3}])
 def test_an_argument_out_of_range_is_refused(options):
     with pytest.raises(SettingsError, match=next(iter(options))):
         live.listen(Delay(), **options)
@@ -498,7 +499,7 @@ def test_importing_the_package_opens_no_sound_library():
 
 
 def test_a_chattering_library_is_kept_off_the_terminal_and_python_is_not():
-    code = ("import os, sys; from pse_sdk.devices import quiet_sound_library as quiet\n"
+    code = ("import os, sys; from pse_sdk.quiet import quiet_libraries as quiet\n"
             "with quiet(): os.write(2, b'Expression failed'); print('still here', file=sys.stderr)\n"
             "os.write(2, b'afterwards'); print(' too', file=sys.stderr)")
     said = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True).stderr

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pse_sdk import Enhancer
 from pse_sdk.empty_model import empty_model
-from pse_sdk.errors import ModelFileError
+from pse_sdk.errors import ModelFileError, SettingsError
 from pse_sdk.model_format import (
     FORMAT_VERSION,
     MAX_FILE_BYTES,
@@ -171,6 +171,23 @@ def test_a_path_that_cannot_be_read_is_a_model_file_error(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelFileError, match="cannot be read"):
         Enhancer(path)
+
+
+@pytest.mark.parametrize("path", [3, True, b"me.onnx", np.zeros(5)], ids=["number", "bool", "bytes", "array"])
+def test_a_model_that_is_no_path_is_refused(path):
+    with pytest.raises(SettingsError, match="^model=.*give a path"):
+        Enhancer(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"me.onnx"])
+def test_saving_to_what_is_no_path_is_refused(enhancer, path):
+    with pytest.raises(SettingsError, match="^path=.*give a path"):
+        enhancer.save(path)
+
+
+def test_no_size_is_no_size():
+    with pytest.raises(SettingsError, match="no model of size ''"):
+        Enhancer(size="")
 
 
 @pytest.mark.parametrize("path", ["missing/me.onnx", "file/me.onnx", "folder", "", ".", "/", "a\0b", "x" * 250])

@@ -137,12 +137,26 @@ def test_a_killed_training_process_is_one_line_of_our_own(hum, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [
     {"method": "magic"}, {"size": "huge"}, {"budget_seconds": 3}, {"budget_seconds": float("nan")}, {"threads": 0},
-    {"steps": 0}, {"seed": -1}, {"seed": 1.5},
+    {"steps": 0}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"on_progress": 3},
 ])
 def test_a_wrong_setting_is_refused_before_anything_is_read(wrong):
     with pytest.raises(SettingsError) as refusal:
         Enhancer.personalize("no/such/folder", **wrong)
     assert str(next(iter(wrong.values()))) in str(refusal.value)
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_said_in_our_own_words(hum, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(PersonalizationError, match="TMPDIR"):
+        Enhancer.personalize([hum])
+
+
+def test_a_full_disk_is_said_in_our_own_words_and_leaves_nothing(hum, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(job.np, "save", full)
+    with pytest.raises(PersonalizationError, match="No space left.*TMPDIR"):
+        Enhancer.personalize([hum])
 
 
 def test_a_missing_recording_is_named(tmp_path):

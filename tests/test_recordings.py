@@ -178,9 +178,21 @@ def test_a_constant_offset_is_removed(tmp_path):
 
 
 def test_numbers_beyond_full_scale_are_scaled_to_it():
-    recording = only((tone() * 32768, 16_000))
+    recording = only((tone() * 30, 16_000))
     assert np.abs(recording.samples).max() == 1
-    assert "samples reached 9830" in recording.notes[0]
+    assert "samples reached 9 where" in recording.notes[0]
+
+
+@pytest.mark.parametrize("glitch", [11.0, 1e3, 9e4])
+def test_one_damaged_sample_does_not_hide_the_rest(glitch):
+    samples = tone()
+    samples[100] = glitch
+    recording = only((samples, 16_000))
+    assert np.abs(recording.samples).max() == pytest.approx(np.abs(tone()).max(), abs=1e-3)
+
+
+def test_numbers_of_another_scale_are_refused_with_the_remedy():
+    assert "divide 16-bit numbers kept as floats by 32768" in refusal((tone() * 32768, 16_000))
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT", "PCM_U8"])

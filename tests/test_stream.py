@@ -235,10 +235,24 @@ def test_what_is_not_audio_is_refused_and_leaves_the_stream_usable(enhancer, chu
 
 
 @pytest.mark.parametrize("rate, channels", [(0, 1), (-1, 1), (3999, 1), (400_000, 1), (16_000.5, 1), ("16000", 1),
-                                            (16_000, 0), (16_000, 65), (16_000, 1.0), (16_000, None)])
+                                            (16_000, 0), (16_000, 65), (16_000, 1.0), (16_000, None),
+                                            (16_000, True)])
 def test_a_stream_that_makes_no_sense_is_refused(enhancer, rate, channels):
     with pytest.raises(SettingsError):
         enhancer.stream(rate, channels)
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_a_closed_stream_says_so_and_holds_no_sound(enhancer, rate):
+    with enhancer.stream(rate) as stream:
+        stream.process(white_noise(5000))
+        delay, latency = stream.delay_samples, stream.latency_seconds
+    stream.close()      # twice is as good as once
+    for call in (lambda: stream.process(white_noise(100)), stream.flush, stream.reset):
+        with pytest.raises(SettingsError, match="closed"):
+            call()
+    assert (stream.delay_samples, stream.latency_seconds) == (delay, latency)
+    assert not any(value.any() for value in vars(stream).values() if isinstance(value, np.ndarray))
 
 
 def test_a_rate_that_is_a_whole_float_is_a_rate(enhancer):
@@ -360,9 +374,22 @@ def test_a_target_that_cannot_be_written_is_an_audio_error_and_leaves_nothing(en
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "noisy.wav"]
 
 
+@pytest.mark.parametrize("source, target", [(None, "e.wav"), ("noisy.wav", None), (3, "e.wav"), (b"n.wav", "e.wav")])
+def test_what_is_no_path_is_refused_before_anything_is_read(enhancer, source, target):
+    with pytest.raises(SettingsError, match="give a path"):
+        enhancer.enhance_file(source, target)
+
+
 def test_numbers_of_another_scale_are_refused_with_the_remedy(enhancer):
     with pytest.raises(AudioError, match="32768"):
         enhancer.enhance(20_000 * white_noise(16_000), 16_000)
+
+
+def test_a_file_of_another_scale_is_refused_with_the_remedy(enhancer, tmp_path):
+    soundfile.write(tmp_path / "noisy.wav", 20_000 * white_noise(16_000), 16_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="noisy.wav: .* 32768"):
+        enhancer.enhance_file(tmp_path / "noisy.wav", tmp_path / "enhanced.wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["noisy.wav"]
 
 
 @pytest.mark.parametrize("glitch", [11.0, 1e3, 9e4, -1e30, np.nan])

@@ -16,6 +16,8 @@ import sys
 sys.modules.update(dict.fromkeys({HEAVY}))
 """
 
+FORBID_FILES = "sys.modules.update(dict.fromkeys(['soundfile', 'soxr']))"
+
 ENHANCE = """
 import sys
 import numpy as np
@@ -44,8 +46,22 @@ def test_enhancing_needs_no_torch_and_nothing_else_that_is_heavy(tiny_model):
     run(FORBID, ENHANCE, model=tiny_model)
 
 
+def test_every_error_that_a_user_may_catch_is_at_the_top():
+    family = [pse_sdk.PseError]
+    for error in family:
+        family += error.__subclasses__()
+    assert {error.__name__ for error in family} <= set(pse_sdk.__all__)
+    readme = (Path(pse_sdk.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{error.__name__}`" in readme for error in family)
+
+
+def test_enhancing_samples_needs_no_libraries_for_files(tiny_model):
+    run(FORBID, FORBID_FILES, ENHANCE, model=tiny_model)
+
+
 def test_importing_the_package_imports_nothing_heavy():
-    imported = run("import sys, pse_sdk", f"print(*[name for name in {HEAVY} if name in sys.modules])")
+    heavy = [*HEAVY, "soundfile", "soxr"]
+    imported = run("import sys, pse_sdk", f"print(*[name for name in {heavy} if name in sys.modules])")
     assert not imported.split()
 
 
@@ -59,6 +75,29 @@ def test_without_torch_personalizing_says_what_to_install():
             print(type(error).__name__, error)
         """)
     assert told.startswith("MissingDependencyError") and "pip install" in told
+
+
+@pytest.mark.parametrize("missing, arguments, extra", [
+    ("rich", ["listen"], "live"), ("sounddevice", ["listen"], "live"), ("sounddevice", ["record", "me.wav"], "live"),
+    ("sounddevice", ["devices"], "live"), ("av", ["enhance", "voice.m4a"], "phone"),
+    ("av", ["personalize", "voice.m4a"], "phone"), ("torch", ["personalize", "voice.wav"], "train"),
+    ("onnx", ["personalize", "voice.wav"], "train"), ("safetensors", ["personalize", "voice.wav"], "train"),
+])
+def test_a_command_says_which_extra_it_lacks(tiny_model, tmp_path, missing, arguments, extra):
+    (tmp_path / "voice.m4a").write_bytes(b"\0\0\0\x18ftypM4A what phones record")
+    model = ["--model", str(tiny_model)] if arguments[0] in ("listen", "enhance") else []
+    told = run(f"""
+        import os, sys
+        os.chdir({str(tmp_path)!r})
+        sys.modules[{missing!r}] = None
+        from pse_sdk.cli import main
+        sys.stderr = sys.stdout
+        print(main({arguments + model}))
+        """)
+    line, code = told.splitlines()
+    assert code == "2" and line.startswith("pse: ") and missing.replace("av", "PyAV") in line
+    assert f"pip install 'pse_sdk[{extra}]'" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["voice.m4a"]
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported():

@@ -1,0 +1,55 @@
+"""What callers pass, checked before anything starts. Each check returns the value, ready to use."""
+
+import math
+import os
+import reprlib
+from pathlib import Path
+
+import numpy as np
+
+from .errors import SettingsError
+
+
+def as_path(value: object, name: str) -> Path:
+    """The path that the argument called `name` gives.
+
+    Raises:
+        SettingsError: not a path.
+    """
+    if isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str):
+        return Path(value)
+    raise SettingsError(f"{name}={reprlib.repr(value)}; give a path as str or Path")
+
+
+def as_whole_number(value: object, name: str, least: int, most: int) -> int:
+    """The argument called `name` as an int.
+
+    Raises:
+        SettingsError: not a whole number from `least` to `most`.
+
+    >>> as_whole_number(2, "channels", 1, 64)
+    2
+    """
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value <= most:
+        return int(value)
+    raise SettingsError(f"{name}={reprlib.repr(value)}; give a whole number from {least} to {most}")
+
+
+def as_number(value: object, name: str, least: float, most: float = math.inf) -> float:
+    """The argument called `name` as a float.
+
+    Raises:
+        SettingsError: not a number from `least` to `most`.
+    """
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        number = float(value)
+        if least <= number <= most:
+            return number
+    limits = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+    raise SettingsError(f"{name}={reprlib.repr(value)}; give a number {limits}")
+
+
+def check_function(value: object, name: str) -> None:
+    """Raises SettingsError where the argument called `name` is neither None nor something to call."""
+    if value is not None and not callable(value):
+        raise SettingsError(f"{name}={reprlib.repr(value)}; give a function, or None")
