@@ -165,6 +165,7 @@ class Enhancer:
         cls,
         recordings: Source | Sequence[Source],
         *,
+        clean: Source | Sequence[Source] | None = None,
         noise: Source | Sequence[Source] | None = None,
         method: str = "auto",
         size: str = "small",
@@ -183,6 +184,8 @@ class Enhancer:
         Args:
             recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of
                 speech is little, five are plenty.
+            clean: of the user as well, but without noise (close to the microphone, in a quiet room): seconds help, a
+                minute helps more. What does not sound clean is used as a noisy recording, and noted.
             noise: files or folders with noises that should be removed, beside those that the package makes itself.
             method: "auto", or one of `METHODS`.
             size: "tiny", "small", "medium" or "large".
@@ -198,8 +201,9 @@ class Enhancer:
             PersonalizationCancelled: `on_progress` returned False.
             PersonalizationError: the training process failed.
         """
-        model, report = run_job(recordings, noise=noise, method=method, size=size, budget_seconds=budget_seconds,
-                                threads=threads, steps=steps, on_progress=on_progress, seed=seed)
+        model, report = run_job(recordings, clean=clean, noise=noise, method=method, size=size,
+                                budget_seconds=budget_seconds, threads=threads, steps=steps,
+                                on_progress=on_progress, seed=seed)
         enhancer = cls(size=size)
         enhancer._use(enhancer._denoiser if model is None else OnnxDenoiser(model), report)
         return enhancer

@@ -31,7 +31,7 @@ from .report import Report
 METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "pseudose-from-random", "teacher+dp")
 """How a specialist can be trained; "auto" is the one that has won most comparisons."""
 SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS = 20.0, 24 * 3600.0
-LONGEST_SECONDS = 3 * 3600.0    # of recordings that one job learns from
+LONGEST_SECONDS, LONGEST_CLEAN_SECONDS = 3 * 3600.0, 600.0      # of recordings that one job learns from
 # glibc returns every large array to the system and faults it in again, at a third of the time of a training step
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 OVERTIME_SECONDS = 60.0         # beyond the budget, after which the child counts as stuck
@@ -50,6 +50,7 @@ class Progress:
 def run_job(
     recordings: Source | Sequence[Source],
     *,
+    clean: Source | Sequence[Source] | None,
     noise: Source | Sequence[Source] | None,
     method: str,
     size: str,
@@ -68,11 +69,12 @@ def run_job(
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
     read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
+    given = read_recordings(clean, max_seconds=LONGEST_CLEAN_SECONDS) if clean is not None else []
     foreign = read_recordings(noise, max_seconds=600.0) if noise is not None else []
     settings["notes"] = [f"recording {i + 1}: {note}" for i, recording in enumerate(read) for note in recording.notes]
     folder = _new_folder()
     try:
-        _write_job(folder, settings, read, foreign)
+        _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign})
         _run_child(folder, settings, deadline, on_progress)
         report = Report.from_json((folder / "report.json").read_text())
         return (read_model(folder / "model.onnx") if report.accepted else None), report
@@ -110,10 +112,9 @@ def _new_folder() -> Path:
                                    "set TMPDIR to a folder that can be written") from error
 
 
-def _write_job(folder: Path, settings: dict[str, Any], recordings: Sequence[Recording],
-               noise: Sequence[Recording]) -> None:
+def _write_job(folder: Path, settings: dict[str, Any], sounds: dict[str, list[Recording]]) -> None:
     try:
-        for kind, clips in (("recording", recordings), ("noise", noise)):
+        for kind, clips in sounds.items():
             for i, clip in enumerate(clips):
                 np.save(folder / f"{kind}-{i:05d}.npy", clip.samples)
         (folder / "job.json").write_text(json.dumps(settings))

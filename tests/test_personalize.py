@@ -98,6 +98,17 @@ def test_a_short_training_ends_in_a_model_that_is_not_worse_and_a_report(reader_
 
 
 @needs_models
+def test_clean_speech_counts_as_clean_and_noisy_speech_given_as_clean_does_not(reader_recordings):
+    speaker = sorted((Path(data) / "speech" / "users").iterdir())[0]
+    clean = soundfile.read(sorted(speaker.iterdir())[20], dtype="float32")
+    noisy = (reader_recordings[0][0][: 10 * RATE], RATE)
+    report = Enhancer.personalize(reader_recordings, clean=[clean, noisy], size="tiny", budget_seconds=60, steps=3,
+                                  threads=1).report
+    assert report.seconds_of_clean == pytest.approx(len(clean[0]) / RATE, abs=0.1)
+    assert any("given as clean" in note for note in report.notes)
+
+
+@needs_models
 def test_progress_starts_at_nothing_and_never_runs_back(hum):
     seen = []
     Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=lambda progress: seen.append(progress))

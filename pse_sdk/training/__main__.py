@@ -57,9 +57,10 @@ def main() -> int:
 
     try:
         model, report = personalize(
-            Job(recordings=samples("recording"), noise=samples("noise"), method=settings["method"],
-                size=settings["size"], deadline=settings["deadline"], budget_seconds=settings["budget_seconds"],
-                seed=settings["seed"], steps=settings["steps"], notes=tuple(settings["notes"])), progress)
+            Job(recordings=samples("recording"), clean=samples("clean"), noise=samples("noise"),
+                method=settings["method"], size=settings["size"], deadline=settings["deadline"],
+                budget_seconds=settings["budget_seconds"], seed=settings["seed"], steps=settings["steps"],
+                notes=tuple(settings["notes"])), progress)
     except PseError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 2
