@@ -41,10 +41,9 @@ def as_number(value: object, name: str, least: float, most: float = math.inf) ->
     Raises:
         SettingsError: not a number from `least` to `most`.
     """
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
-        number = float(value)
-        if least <= number <= most:
-            return number
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) \
+            and least <= value <= most:
+        return float(value)
     limits = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
     raise SettingsError(f"{name}={reprlib.repr(value)}; give a number {limits}")
 

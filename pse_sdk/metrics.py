@@ -4,8 +4,10 @@ SI-SDR is a formula and needs numpy only. PESQ and ESTOI, which model the ear an
 `pip install 'pse_sdk[bench]'`. Everything here takes 16 kHz mono samples [T]; estimates come before targets.
 """
 
+import importlib
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,18 +61,15 @@ def pesq_wide_band(estimate: np.ndarray, target: np.ndarray) -> float:
         AudioError: the two are not mono, not of one length, or empty.
         MissingDependencyError: the package `pesq` is not installed.
     """
-    try:
-        from pesq import PesqError, pesq
-    except ModuleNotFoundError as error:
-        raise _missing("PESQ", error) from error
+    pesq = _package("pesq", "PESQ")
     estimate, target = _pair(estimate, target)
     if _is_silent(target):
         return float("nan")
     if _is_silent(estimate):    # pesq fails here; left out of a mean, silence would flatter a model
         return 1.0
     try:
-        return float(pesq(STFT.sample_rate, target, estimate, "wb"))
-    except PesqError:
+        return float(pesq.pesq(STFT.sample_rate, target, estimate, "wb"))
+    except pesq.PesqError:
         return float("nan")
 
 
@@ -83,17 +82,14 @@ def extended_stoi(estimate: np.ndarray, target: np.ndarray) -> float:
         AudioError: the two are not mono, not of one length, or empty.
         MissingDependencyError: the package `pystoi` is not installed.
     """
-    try:
-        from pystoi import stoi
-    except ModuleNotFoundError as error:
-        raise _missing("ESTOI", error) from error
+    pystoi = _package("pystoi", "ESTOI")
     estimate, target = _pair(estimate, target)
     if _is_silent(target) or len(target) < STFT.sample_rate // 10:      # pystoi fails on less than a few frames
         return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
-            return float(stoi(target, estimate, STFT.sample_rate, extended=True))
+            return float(pystoi.stoi(target, estimate, STFT.sample_rate, extended=True))
         except RuntimeWarning:  # pystoi's way to say that too few frames hold speech
             return float("nan")
 
@@ -127,5 +123,10 @@ def _is_silent(samples: np.ndarray) -> bool:
     return bool(np.all(samples == samples[0]))
 
 
-def _missing(measure: str, error: ModuleNotFoundError) -> MissingDependencyError:
-    return MissingDependencyError(f"{measure} needs the package {error.name}: pip install 'pse_sdk[bench]'")
+def _package(name: str, measure: str) -> Any:
+    """The module of an optional package."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"{measure} needs the package {error.name}: pip install 'pse_sdk[bench]'"
+                                     ) from error

@@ -1,4 +1,3 @@
-import contextlib
 import importlib
 import io
 import os
@@ -8,6 +7,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import fake_stream
 import numpy as np
 import pytest
 import soundfile
@@ -182,30 +182,16 @@ def test_a_step_that_takes_longer_than_its_block_is_counted():
 
 # -------------------------------------------------------------------------------------------- with a pretended device
 
-class Delay:
-    """The contract of a stream: a delay, and nothing else. `enhanced` is the negative of what comes in."""
-
-    delay_samples = 384
+class Delay(fake_stream.Delay):
+    """`enhanced` is the negative of what comes in."""
 
     def __init__(self):
-        self.bypass = False
+        super().__init__()
         self.before_step = lambda: None
-        self.reset()
 
     def process(self, chunk):
         self.before_step()
-        joined = np.concatenate([self._rest, chunk if self.bypass else -chunk])
-        self._rest = joined[len(chunk):]
-        return joined[:len(chunk)]
-
-    def flush(self):
-        return self._rest
-
-    def reset(self):
-        self._rest = np.zeros(self.delay_samples, np.float32)
-
-    def stream(self, sample_rate, channels=1):
-        return contextlib.nullcontext(self)
+        return super().process(chunk if self.bypass else -chunk)
 
 
 class PortAudioError(Exception):

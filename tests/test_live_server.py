@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from fake_stream import Delay
 
 from pse_sdk import live
 from pse_sdk.devices import find_device
@@ -36,30 +37,6 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("PSE_SOUND_SERVER") != "1", reason="needs tests/with_virtual_audio.sh"),
     pytest.mark.timeout(180),
 ]
-
-
-class PassThrough:
-    """The contract of a stream, without a model."""
-
-    delay_samples = 384
-
-    def __init__(self):
-        self.bypass = False
-        self.reset()
-
-    def process(self, chunk):
-        joined = np.concatenate([self._rest, chunk])
-        self._rest = joined[len(chunk):]
-        return joined[:len(chunk)]
-
-    def flush(self):
-        return self._rest
-
-    def reset(self):
-        self._rest = np.zeros(self.delay_samples, np.float32)
-
-    def stream(self, sample_rate, channels=1):
-        return contextlib.nullcontext(self)
 
 
 def denoiser():
@@ -229,18 +206,18 @@ def server_process():
 
 
 def test_the_loudspeaker_plays_what_the_microphone_heard_and_every_gap_is_counted(tmp_path):
-    hearing = hold_conversation(PassThrough(), tmp_path, seconds=20)
+    hearing = hold_conversation(Delay(), tmp_path, seconds=20)
     np.testing.assert_array_equal(hearing.enhanced, hearing.microphone)
     assert_all_losses_were_counted(hearing)
 
 
-class Stalling(PassThrough):
-    """Takes 150 ms instead of next to nothing for a block, every three seconds."""
+class Stalling(Delay):
+    """Takes 300 ms instead of next to nothing for a block, every three seconds."""
 
     def process(self, chunk):
         if time.monotonic() > self._next_stall:
             self._next_stall += 3
-            time.sleep(0.15)
+            time.sleep(0.3)
         return super().process(chunk)
 
     def reset(self):
@@ -252,13 +229,13 @@ def test_enhancement_that_stalls_makes_gaps_and_every_one_is_counted(tmp_path, m
     # microphone and loudspeaker have one clock here, and samples that are not bent can be compared
     monkeypatch.setattr(DriftControl, "adjust", lambda self, samples, waiting: samples)
     hearing = hold_conversation(Stalling(), tmp_path, seconds=12)
-    # a queue that an earlier stall has left long hides later ones
-    assert hearing.during["gaps"] >= 1 and hearing.status.late_steps >= 3
+    # at most 170 ms wait in the queue, so none of the three or four stalls while somebody speaks can hide in it
+    assert hearing.during["gaps"] >= 2 and hearing.status.late_steps >= 3
     assert_all_losses_were_counted(hearing)
 
 
 def test_latency_is_reported_as_it_is_measured(tmp_path):
-    hearing = hold_conversation(PassThrough(), tmp_path, seconds=5)
+    hearing = hold_conversation(Delay(), tmp_path, seconds=5)
     # a monitor hears a sample when the server makes it, somewhat before a real loudspeaker would play it
     assert -20 < hearing.status.latency_ms - hearing.latency_ms < 70
 
@@ -369,7 +346,7 @@ def test_pse_listen_tells_its_last_status_as_json(tmp_path):
 if __name__ == "__main__":
     from pse_sdk.live_screen import run_listen
     try:
-        last = run_listen(PassThrough(), input_device=MICROPHONE, output_device=SPEAKER, seconds=float(sys.argv[1]))
+        last = run_listen(Delay(), input_device=MICROPHONE, output_device=SPEAKER, seconds=float(sys.argv[1]))
     except PseError as error:
         print(f"{type(error).__name__}: {error}")
         sys.exit(2)

@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pse_sdk import purification
-from pse_sdk.config import STFT
+from pse_sdk.config import MODELS, STFT
 from pse_sdk.errors import ModelFileError
 from pse_sdk.purification import FrameAnalysis, FramePredictor
 from pse_sdk.stft import power_spectrogram
 
 HOP = STFT.hop_length
-SHIPPED = purification.Path(str(purification.files("pse_sdk"))) / "models" / "snr_predictor.onnx"
+SHIPPED = MODELS / "snr_predictor.onnx"
 shipped = pytest.mark.skipif(not SHIPPED.exists(), reason="the predictor is not in this checkout")
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=20).map(np.array)
 
@@ -43,7 +43,7 @@ def predictor(tmp_path_factory):
     (folder / "models" / "snr_predictor.onnx").write_bytes(model)
     predictor = FramePredictor()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(purification, "files", lambda _: folder)
+        patch.setattr(purification, "MODELS", folder / "models")
         assert predictor.calibration == {"snr_error_db": 3.5}       # it keeps what it loaded
     return predictor
 
@@ -116,7 +116,7 @@ def test_digital_silence_holds_no_speech(predictor):
 
 
 def test_a_package_without_the_predictor_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(purification, "files", lambda _: tmp_path)
+    monkeypatch.setattr(purification, "MODELS", tmp_path / "models")
     with pytest.raises(ModelFileError, match="snr_predictor"):
         FramePredictor().analyse(noise(HOP))
 
@@ -124,7 +124,7 @@ def test_a_package_without_the_predictor_says_so(monkeypatch, tmp_path):
 def test_a_damaged_predictor_is_refused(monkeypatch, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "snr_predictor.onnx").write_bytes(b"damaged" * 100)
-    monkeypatch.setattr(purification, "files", lambda _: tmp_path)
+    monkeypatch.setattr(purification, "MODELS", tmp_path / "models")
     with pytest.raises(ModelFileError):
         FramePredictor().analyse(noise(HOP))
 
