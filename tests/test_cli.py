@@ -31,7 +31,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 def program(*arguments, stdout=subprocess.PIPE, **environment):
     """`pse` as a process of its own."""
-    return subprocess.run([sys.executable, "-m", "pse_command", *map(str, arguments)], stdout=stdout,
+    return subprocess.run([sys.executable, "-m", "pse_sdk.cli", *map(str, arguments)], stdout=stdout,
                           stderr=subprocess.PIPE, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
 
@@ -165,14 +165,6 @@ def test_a_reader_that_leaves_ends_it_without_a_word(tiny_model):
     done = program("info", "--model", tiny_model, stdout=for_writing)
     os.close(for_writing)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-@pytest.mark.parametrize("module", ["numpy", "onnxruntime", "argparse"])
-def test_ctrl_c_while_the_program_is_being_loaded_leaves_no_traceback(tmp_path, module):
-    (tmp_path / f"{module}.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
-    done = program("devices", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_what_follows_a_progress_bar_has_a_line_of_its_own(monkeypatch):
