@@ -1,5 +1,8 @@
 import csv
 import json
+import os
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -8,6 +11,7 @@ import pytest
 import soundfile
 
 from pse_sdk.config import STFT
+from pse_sdk.errors import SettingsError
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -19,6 +23,7 @@ from pse_sdk.training.snr_network import SnrPredictor  # noqa: E402
 
 RATE = STFT.sample_rate
 BATCH = 4
+LOSS_TOLERANCE = 2e-3       # between sums in another order, after six large steps
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,8 @@ def corpus(tmp_path_factory):
     time = np.arange(RATE) / RATE
     room = np.zeros(400)
     room[[0, 150]] = 1.0, 0.3
-    files = {"rir/0.wav": ("rir", room)}
+    files = {f"rir/{i}.wav": ("rir", room)
+             for i in (1, next(i for i in range(1000) if _held_out(f"test/rir{i}")))}
     for i in (0, 1, next(i for i in range(1000) if _held_out(f"test/speech{i}"))):
         files[f"speech/{i}.wav"] = ("speech", 0.3 * np.sin(2 * np.pi * (300 + 170 * i % 900) * time))
     for i in (0, 1, next(i for i in range(1000) if _held_out(f"noise/{i}.wav"))):
@@ -55,12 +61,11 @@ def _short_mixtures():
     torch.set_flush_denormal(False)     # `main` owns its process, a test does not
 
 
-def train(monkeypatch, corpus, out, what="tiny", steps=9, every=3, **options):
+def train(corpus, out, what="tiny", steps=9, every=3, **options):
     arguments = {"data": corpus, "what": what, "steps": steps, "out": out, "cache": corpus / "cache", "batch": BATCH,
-                 "evaluate-every": every, **options}
-    monkeypatch.setattr(sys, "argv", ["pretrain", *(str(part) for key, value in arguments.items()
-                                                    for part in (f"--{key}", value))])
-    pretrain.main()
+                 "evaluate-every": every, "device": "cpu", **options}
+    pretrain.train(pretrain.parse([str(part) for key, value in arguments.items() for part in (f"--{key}", value)
+                                   if part is not True]))
 
 
 def weights_of(out):
@@ -79,9 +84,16 @@ def identical(one, other):
 def uninterrupted(corpus, tmp_path_factory):
     """Weights and log of nine steps in one go."""
     out = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        train(patch, corpus, out)
+    train(corpus, out)
     return weights_of(out), rows_of(out)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    """Of a run of three steps."""
+    out = tmp_path_factory.mktemp("checkpoint")
+    train(corpus, out, steps=3)
+    return out / "checkpoint.pt"
 
 
 @pytest.fixture
@@ -90,25 +102,111 @@ def dies_at(monkeypatch):
     draw = Mixer.batch
 
     def set_up(fatal_step):
-        def batch(self, step, size):
+        def batch(self, step, size, *rows):
             if size == BATCH and step == fatal_step:
                 raise KeyboardInterrupt
-            return draw(self, step, size)
+            return draw(self, step, size, *rows)
         monkeypatch.setattr(Mixer, "batch", batch)
 
     yield set_up
 
 
 @pytest.mark.parametrize("fatal_step", [0, 4, 8])
-def test_a_run_that_died_goes_on_to_the_same_weights(monkeypatch, corpus, tmp_path, uninterrupted, dies_at, fatal_step):
+def test_a_run_that_died_goes_on_to_the_same_weights(corpus, tmp_path, uninterrupted, dies_at, fatal_step):
     dies_at(fatal_step)
     with pytest.raises(KeyboardInterrupt):
-        train(monkeypatch, corpus, tmp_path)
+        train(corpus, tmp_path)
     dies_at(None)
-    train(monkeypatch, corpus, tmp_path)
+    train(corpus, tmp_path)
     weights, rows = uninterrupted
     assert identical(weights_of(tmp_path), weights)
     assert [(row["step"], row["loss"]) for row in rows_of(tmp_path)] == [(row["step"], row["loss"]) for row in rows]
+
+
+def test_mixing_ahead_changes_nothing(corpus, tmp_path, uninterrupted, dies_at):
+    dies_at(5)
+    with pytest.raises(KeyboardInterrupt):
+        train(corpus, tmp_path, **{"mix-ahead": True})
+    dies_at(None)
+    train(corpus, tmp_path, **{"mix-ahead": True})
+    assert identical(weights_of(tmp_path), uninterrupted[0])
+
+
+@pytest.mark.parametrize("change, told", [({"seed": 1}, "--seed 0, not 1"), ({"batch": 8}, "--batch 4, not 8"),
+                                          ({"what": "snr_predictor"}, "--what tiny, not snr_predictor")])
+def test_a_run_is_not_continued_with_other_settings(corpus, tmp_path, checkpoint, change, told):
+    shutil.copy(checkpoint, tmp_path)
+    with pytest.raises(SettingsError, match=told):
+        train(corpus, tmp_path, **change)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
+
+
+def test_a_run_may_become_longer_and_change_its_precision(corpus, tmp_path, checkpoint):
+    shutil.copy(checkpoint, tmp_path)
+    train(corpus, tmp_path, steps=6, precision="bfloat16")
+    assert [row["step"] for row in rows_of(tmp_path)] == [6]
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(corpus, tmp_path):
+    with pytest.raises(SettingsError, match="multiple of 4"):
+        train(corpus, tmp_path, batch=6)
+
+
+def test_the_program_says_what_is_wrong_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--data", str(tmp_path), "--what", "tiny", "--steps", "1", "--out",
+                                      str(tmp_path)])
+    with pytest.raises(SystemExit, match="no layout that is known; expected a manifest.csv"):
+        pretrain.main()
+
+
+def test_a_row_says_how_fast_it_was_and_where_the_time_went(uninterrupted):
+    for row in uninterrupted[1]:
+        assert row["mixing_share"] + row["network_share"] + row["rest_share"] == pytest.approx(1, abs=2e-3)
+        assert row["mixing_share"] > 0 and row["network_share"] > 0 and row["hours_per_hour"] > 0
+
+
+PROGRAM = """
+import sys
+from dataclasses import replace
+import torch
+from pse_sdk.config import STFT
+from pse_sdk.training import pretrain, processes
+from pse_sdk.training.mixing import MixingConfig
+
+mixing = MixingConfig(length=16 * STFT.hop_length, noise_only_share=0.3)
+pretrain.DENOISING = replace(pretrain.DENOISING, mixing=mixing)
+pretrain.SNR_PREDICTION = replace(pretrain.SNR_PREDICTION, mixing=mixing)
+corpus, out = sys.argv[1:]
+with processes.joined(torch.device("cpu")):
+    for what in ("tiny", "snr_predictor"):
+        pretrain.train(pretrain.parse(
+            ["--data", corpus, "--cache", f"{corpus}/cache", "--out", f"{out}/{what}", "--what", what, "--device",
+             "cpu", "--steps", "6", "--evaluate-every", "3", "--batch", "8", "--peak-rate", "0.05"]))
+"""
+
+
+def test_two_processes_learn_what_one_with_the_whole_batch_learns(monkeypatch, corpus, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, program, corpus, tmp_path / "two"], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                   check=True, timeout=100)
+    for name in ("DENOISING", "SNR_PREDICTION"):        # as the program above does
+        monkeypatch.setattr(pretrain, name, getattr(pretrain, name))
+    monkeypatch.setattr(sys, "argv", ["program", str(corpus), str(tmp_path / "one")])
+    exec(PROGRAM, {})
+    for what, new in (("tiny", lambda: build_network("tiny")), ("snr_predictor", SnrPredictor)):
+        one, two = (rows_of(tmp_path / name / what) for name in ("one", "two"))
+        assert [row["step"] for row in one] == [row["step"] for row in two] == [3, 6]
+        for mine, theirs in zip(one, two, strict=True):
+            for score in ("training_loss", "loss"):
+                assert theirs[score] == pytest.approx(mine[score], abs=LOSS_TOLERANCE), (what, score)
+        torch.manual_seed(0)
+        start = new().state_dict()
+        ours, theirs = (weights_of(tmp_path / name / what) for name in ("one", "two"))
+        moved = sum((ours[name] - start[name]).square().sum() for name in ours).sqrt()
+        apart = sum((ours[name] - theirs[name]).square().sum() for name in ours).sqrt()
+        assert apart < 0.02 * moved, what
 
 
 def test_dying_while_a_checkpoint_is_written_costs_only_the_steps_since_the_last(monkeypatch, corpus, tmp_path,
@@ -124,21 +222,21 @@ def test_dying_while_a_checkpoint_is_written_costs_only_the_steps_since_the_last
 
     monkeypatch.setattr(torch, "save", save_half)
     with pytest.raises(KeyboardInterrupt):
-        train(monkeypatch, corpus, tmp_path)
+        train(corpus, tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
-    train(monkeypatch, corpus, tmp_path)
+    train(corpus, tmp_path)
     assert identical(weights_of(tmp_path), uninterrupted[0])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(monkeypatch, corpus, tmp_path, uninterrupted):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(corpus, tmp_path, uninterrupted):
     for seed, same in ((0, True), (1, False)):
-        train(monkeypatch, corpus, tmp_path / str(seed), seed=seed)
+        train(corpus, tmp_path / str(seed), seed=seed)
         assert identical(weights_of(tmp_path / str(seed)), uninterrupted[0]) is same
 
 
-def test_a_finished_run_that_is_started_again_changes_nothing(monkeypatch, corpus, tmp_path, uninterrupted):
+def test_a_finished_run_that_is_started_again_changes_nothing(corpus, tmp_path, uninterrupted):
     for _ in range(2):
-        train(monkeypatch, corpus, tmp_path)
+        train(corpus, tmp_path)
     assert identical(weights_of(tmp_path), uninterrupted[0]) and len(rows_of(tmp_path)) == len(uninterrupted[1])
 
 
@@ -147,8 +245,8 @@ def test_the_weights_fit_the_network_they_are_named_after(uninterrupted):
 
 
 @pytest.mark.parametrize("what", ["tiny", "snr_predictor"])
-def test_the_loss_falls_on_tones_in_noise(monkeypatch, corpus, tmp_path, what):
-    train(monkeypatch, corpus, tmp_path, what, steps=60, every=15, **{"peak-rate": 2e-2})
+def test_the_loss_falls_on_tones_in_noise(corpus, tmp_path, what):
+    train(corpus, tmp_path, what, steps=60, every=15, **{"peak-rate": 2e-2})
     first, *_, last = rows_of(tmp_path)
     assert last["training_loss"] < first["training_loss"] - 0.05
     if what == "snr_predictor":

@@ -1,6 +1,9 @@
-"""Endless mixtures for pre-training, batch by batch, all in torch: speech, rooms, noises, levels, telephone bands."""
+"""Endless mixtures for pre-training, batch by batch, all in torch: speech, rooms, noises, levels, telephone bands.
 
-from collections.abc import Callable
+Random numbers are drawn on the CPU for a whole batch; signals are made where the corpus lies, and only those asked for.
+So neither the device nor the number of processes that share a batch changes which mixtures it holds.
+"""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +11,10 @@ import torch
 from torch import Tensor
 
 from ..config import STFT
+from ..errors import SettingsError
 from .corpus import Corpus
+
+GROUP = 4       # neighbours in a batch that exchange their noises; nothing else passes from one item to another
 
 
 @dataclass(frozen=True)
@@ -50,87 +56,86 @@ class Mixer:
 
     def __init__(self, corpus: Corpus, config: MixingConfig, seed: int) -> None:
         self.corpus, self.config, self.seed = corpus, config, seed
+        self.device = corpus.speech.starts.device
         n_fft = 1 << (config.length - 1).bit_length()
         self._n_fft = n_fft if n_fft >= config.length + 8192 else n_fft * 5 // 4
-        rooms = corpus.rooms
-        self._room_spectra = torch.stack([
-            torch.fft.rfft(_normalised(rooms.samples[s:s + min(n, self._n_fft - config.length)]), self._n_fft)
-            for s, n in zip(rooms.starts.tolist(), rooms.lengths.tolist(), strict=True)
-        ])
         self._drawn: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
-        self._drawn_for = (-1, 0)
+        self._drawn_for = (-1, 0, slice(None))
 
-    def batch(self, step: int, size: int) -> Batch:
-        """The mixtures of one step. Two steps share their sources, paired and weighed anew: it costs half the time."""
+    def batch(self, step: int, size: int, rows: slice = slice(None)) -> Batch:
+        """The mixtures of one step. Two steps share their sources, paired and weighed anew: it costs half the time.
+
+        Args:
+            rows: which of the `size` are wanted, in whole groups.
+
+        Raises:
+            SettingsError: `size` is no multiple of `GROUP`.
+        """
+        if size % GROUP:
+            raise SettingsError(f"expected a batch that is a multiple of {GROUP}, got {size}")
         config, length = self.config, self.config.length
-        if self._drawn_for != (step // 2, size):
-            self._drawn, self._drawn_for = self._draw_sources(step // 2, size), (step // 2, size)
+        if self._drawn_for != (step // 2, size, rows):
+            self._drawn, self._drawn_for = self._draw_sources(step // 2, size, rows), (step // 2, size, rows)
         speech, noise = self._drawn
-        noise = noise.roll(step % 2, dims=0)
+        noise = _exchanged(noise, step % 2)
 
-        generator = _generator(self.seed, 0, step)
-        uniform, chance = _sampler(size, generator)
-        fade = 10 ** (uniform(-12, 12) / 20 * torch.linspace(-0.5, 0.5, length))     # noises come and go
-        noise = torch.where(chance(0.3), noise * fade, noise)
+        draws = _Draws((self.seed, 0, step), size, rows, self.device)
+        slope = torch.linspace(-0.5, 0.5, length, device=self.device)
+        fade = 10 ** (draws.uniform(-12, 12) / 20 * slope)      # noises come and go
+        noise = torch.where(draws.chance(0.3), noise * fade, noise)
         noise_rms = noise.square().mean(1, keepdim=True).add(1e-10).sqrt()
-        noise = noise * (active_rms(speech) / noise_rms * 10 ** (-uniform(*config.snr_db) / 20))
-        noise_only = chance(config.noise_only_share)
-        clean = chance(config.clean_share) & ~noise_only
+        noise = noise * (active_rms(speech) / noise_rms * 10 ** (-draws.uniform(*config.snr_db) / 20))
+        noise_only = draws.chance(config.noise_only_share)
+        clean = draws.chance(config.clean_share) & ~noise_only
         noise = torch.where(clean, 0.0, noise)
         speech = torch.where(noise_only, 0.0, speech)
 
         noisy = speech + noise
-        limited = chance(config.band_limit_share)
-        both = self._band_limited(torch.cat([noisy, speech]), uniform(3000, 7000), limited.squeeze(1))
-        noisy, speech = both[:size], both[size:]
-        place = torch.arange(length) / STFT.sample_rate
-        from_middle = (place - uniform(0.0, length / STFT.sample_rate)).abs()
-        silent = (from_middle < uniform(*config.gap_seconds) / 2) & chance(config.gap_share)
+        limited = draws.chance(config.band_limit_share)
+        both = self._band_limited(torch.cat([noisy, speech]), draws.uniform(3000, 7000), limited.squeeze(1))
+        noisy, speech = both.chunk(2)
+        place = torch.arange(length, device=noisy.device) / STFT.sample_rate
+        from_middle = (place - draws.uniform(0.0, length / STFT.sample_rate)).abs()
+        silent = (from_middle < draws.uniform(*config.gap_seconds) / 2) & draws.chance(config.gap_share)
         noisy, speech = noisy.masked_fill(silent, 0.0), speech.masked_fill(silent, 0.0)
         scale = 1.0 / noisy.square().mean(1, keepdim=True).add(1e-12).sqrt()
         return Batch(noisy * scale, speech * scale, ~noise_only.squeeze(1))
 
-    def _draw_sources(self, draw: int, size: int) -> tuple[Tensor, Tensor]:
+    def _draw_sources(self, draw: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Speech and noise [B, T], through equalisers, speech also through rooms."""
         config, length = self.config, self.config.length
-        generator = _generator(self.seed, 1, draw)
-        uniform, chance = _sampler(size, generator)
-        speech = self.corpus.speech.draw(size, length, generator, max_speed_change=config.max_speed_change)
-        speech = self._filtered(speech, generator, rooms=chance(config.room_share))
-        noise = self.corpus.noise.draw(size, length, generator, max_speed_change=config.max_speed_change)
+        draws = _Draws((self.seed, 1, draw), size, rows, self.device)
+        speed = config.max_speed_change
+        speech = self.corpus.speech.draw(size, length, draws.generator, max_speed_change=speed, rows=rows)
+        in_room = draws.chance(config.room_share).squeeze(1).nonzero().squeeze(1)
+        room = draws.integers(self.corpus.rooms.n_clips)[in_room]
+        speech = self._filtered(speech, draws, (in_room, room))
+        noise = self.corpus.noise.draw(size, length, draws.generator, max_speed_change=speed, rows=rows)
         noise = noise / (noise.square().mean(1, keepdim=True) + 1e-8).sqrt()
-        second = noise.roll(1, dims=0) * 10 ** (uniform(-10, 5) / 20)
-        noise = noise + torch.where(chance(config.second_noise_share), second, 0.0)
-        noise = torch.where(chance(config.synthetic_noise_share), self._coloured_noise(size, generator), noise)
-        return speech, self._filtered(noise, generator, rooms=None)
+        second = _exchanged(noise, 1) * 10 ** (draws.uniform(-10, 5) / 20)
+        noise = noise + torch.where(draws.chance(config.second_noise_share), second, 0.0)
+        synthetic = draws.chance(config.synthetic_noise_share).squeeze(1).nonzero().squeeze(1).tolist()
+        slope = draws.uniform(0, 2)
+        for i in synthetic:     # each from a seed of its own: they are long, and few are wanted
+            noise[i] = _coloured_noise((self.seed, 2, draw, range(size)[rows][i]), length, slope[i])
+        return speech, self._filtered(noise, draws)
 
-    def _filtered(self, signals: Tensor, generator: torch.Generator, rooms: Tensor | None) -> Tensor:
-        """A random smooth equaliser, and for the items in `rooms` a random room."""
-        size, length = signals.shape
-        n_points = 7
-        points = self.config.equaliser_db * (2 * torch.rand(size, 1, n_points, generator=generator) - 1)
-        bins = self._n_fft // 2 + 1
+    def _filtered(self, signals: Tensor, draws: "_Draws", rooms: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """A random smooth equaliser, and `rooms`: for the items of some numbers the rooms of others."""
+        length, n_points = signals.shape[1], 7
+        points = draws.uniform(-self.config.equaliser_db, self.config.equaliser_db, n_points)
         # points lie evenly in log-frequency from 60 Hz to 8 kHz
-        frequency = torch.linspace(0, STFT.sample_rate / 2, bins).clamp_min(60)
-        position = torch.log(frequency / 60) / torch.log(torch.tensor(STFT.sample_rate / 2 / 60)) * (n_points - 1)
+        frequency = self._frequencies(self._n_fft // 2 + 1).clamp_min(60)
+        position = torch.log(frequency / 60) / np.log(STFT.sample_rate / 2 / 60) * (n_points - 1)
         low = position.long().clamp_max(n_points - 2)
         share = position - low
-        points = points.squeeze(1)
         curve = 10 ** (torch.lerp(points[:, low], points[:, low + 1], share) / 20)
         spectrum = torch.fft.rfft(signals, self._n_fft) * curve
-        if rooms is not None:
-            index = rooms.squeeze(1).nonzero().squeeze(1)
-            room = torch.randint(len(self._room_spectra), (len(index),), generator=generator)
-            spectrum[index] = spectrum[index] * self._room_spectra[room]
+        if rooms is not None and len(rooms[0]):
+            response = self.corpus.rooms.beginnings(rooms[1], self._n_fft - length)
+            response = response / response.square().sum(1, keepdim=True).sqrt()
+            spectrum[rooms[0]] *= torch.fft.rfft(response, self._n_fft)
         return torch.fft.irfft(spectrum, self._n_fft)[:, :length]
-
-    def _coloured_noise(self, size: int, generator: torch.Generator) -> Tensor:
-        white = torch.randn(size, self.config.length, generator=generator)
-        slope = 2 * torch.rand(size, 1, generator=generator)
-        spectrum = torch.fft.rfft(white)
-        spectrum = spectrum * torch.arange(1, spectrum.shape[1] + 1) ** (-slope / 2)
-        noise = torch.fft.irfft(spectrum, self.config.length)
-        return noise / noise.square().mean(1, keepdim=True).sqrt()
 
     def _band_limited(self, signals: Tensor, cutoff_hz: Tensor, limited: Tensor) -> Tensor:
         index = limited.nonzero().squeeze(1)
@@ -139,29 +144,48 @@ class Mixer:
         cutoff = cutoff_hz[index].repeat(2, 1)
         index = torch.cat([index, index + len(limited)])
         spectrum = torch.fft.rfft(signals[index], self._n_fft)
-        frequency = torch.linspace(0, STFT.sample_rate / 2, spectrum.shape[1])
-        gain = ((cutoff - frequency) / 300 + 1).clamp(0, 1)
+        gain = ((cutoff - self._frequencies(spectrum.shape[1])) / 300 + 1).clamp(0, 1)
         signals = signals.clone()
         signals[index] = torch.fft.irfft(spectrum * gain, self._n_fft)[:, : signals.shape[1]]
         return signals
+
+    def _frequencies(self, n_bins: int) -> Tensor:
+        return torch.linspace(0, STFT.sample_rate / 2, n_bins, device=self.device)
+
+
+class _Draws:
+    """Random numbers for the items of a batch: drawn for all `size`, given for `rows`, on a device."""
+
+    def __init__(self, seeds: tuple[int, ...], size: int, rows: slice, device: torch.device) -> None:
+        self.generator, self._size, self._rows, self._device = _generator(*seeds), size, rows, device
+
+    def uniform(self, low: float, high: float, n: int = 1) -> Tensor:
+        """Between two numbers, [B, n]."""
+        drawn = torch.rand(self._size, n, generator=self.generator)[self._rows]
+        return low + (high - low) * drawn.to(self._device)
+
+    def chance(self, share: float) -> Tensor:
+        """True with a probability, [B, 1]."""
+        return self.uniform(0, 1) < share
+
+    def integers(self, below: int) -> Tensor:
+        """From zero up, [B]."""
+        return torch.randint(below, (self._size,), generator=self.generator)[self._rows].to(self._device)
+
+
+def _exchanged(noise: Tensor, by: int) -> Tensor:
+    """Every item with the noise of the one `by` places before it in its group."""
+    return noise.unflatten(0, (-1, GROUP)).roll(by, dims=1).flatten(0, 1)
+
+
+def _coloured_noise(seeds: tuple[int, ...], length: int, slope: Tensor) -> Tensor:
+    """White (slope 0) to brown (2) noise [T] of unit RMS."""
+    spectrum = torch.fft.rfft(torch.randn(length, generator=_generator(*seeds)).to(slope.device))
+    spectrum = spectrum * torch.arange(1, len(spectrum) + 1, device=slope.device) ** (-slope / 2)
+    noise = torch.fft.irfft(spectrum, length)
+    return noise / noise.square().mean().sqrt()
 
 
 def _generator(*numbers: int) -> torch.Generator:
     """One of its own for each row of numbers. torch heeds only the lowest 32 bits of a seed, so they are hashed."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-
-
-def _sampler(size: int, generator: torch.Generator) -> tuple[Callable[..., Tensor], Callable[[float], Tensor]]:
-    """Two functions that draw [size, 1]: uniform between two numbers, and true with a probability."""
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(size, 1, generator=generator)
-
-    def chance(share: float) -> Tensor:
-        return torch.rand(size, 1, generator=generator) < share
-
-    return uniform, chance
-
-
-def _normalised(response: Tensor) -> Tensor:
-    response = response.float()
-    return response / response.square().sum().sqrt()

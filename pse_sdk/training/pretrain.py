@@ -3,13 +3,22 @@
     python -m pse_sdk.training.pretrain --data FOLDER --what tiny --steps 40000 --out build/tiny
 
 leaves in --out: `checkpoint.pt` (to go on from), `weights.safetensors` (the averaged weights, what ships) and
-`log.jsonl` (a row every evaluation: step, hours of mixtures, hours of wall clock, loss, validation scores).
+`log.jsonl` (a row every evaluation: step, hours of mixtures, hours of wall clock, hours of mixtures per hour of wall
+clock and what the time of a step went to, loss, validation scores).
+
+The same on several cores, GPUs or machines, with the same losses, for a batch is shared out:
+
+    torchrun --nproc-per-node 2 -m pse_sdk.training.pretrain --data FOLDER ... --device cpu
+
+Which corpora `--data` takes: `layouts.py`. What 10,000 hours would take: benchmarks/pretraining.md.
 """
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +26,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import STFT
+from ..errors import PseError, SettingsError
+from . import processes
 from .corpus import load_corpus
 from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram, waveform
-from .mixing import Batch, Mixer, MixingConfig
+from .mixing import GROUP, Batch, Mixer, MixingConfig
 from .network import NETWORKS, Denoiser, build_network
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 
@@ -90,73 +102,197 @@ def save_weights(network: torch.nn.Module, path: Path) -> None:
     partial.replace(path)
 
 
-def main() -> None:
+class Loss(torch.nn.Module):
+    """A network that answers with its loss: the whole of a step, as DistributedDataParallel wants to see it."""
+
+    def __init__(self, network: torch.nn.Module, loss: Callable[[Any, Batch], Tensor]) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.network, batch)
+
+
+class Stopwatch:
+    """Where the time of a step goes. Two steps in twenty are measured, for a GPU must be waited for to measure it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._seconds = device, {"mixing": 0.0, "network": 0.0, "rest": 0.0}
+        self._n_steps, self._measured, self._since = 0, False, 0.0
+
+    def start_step(self) -> None:
+        self._measured = self._n_steps % 20 < 2     # a pair: only the first of two steps draws sources
+        self._n_steps += 1
+        self._lap()
+
+    def finish(self, part: str) -> None:
+        """All since the last call was this part."""
+        if self._measured:
+            self._seconds[part] += self._lap()
+
+    def shares(self) -> dict[str, float]:
+        """Of the time of a step, {part: share}."""
+        total = sum(self._seconds.values())
+        return {f"{part}_share": seconds / total for part, seconds in self._seconds.items()}
+
+    def _lap(self) -> float:
+        if self._measured and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.monotonic()
+        elapsed, self._since = now - self._since, now
+        return elapsed
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with a manifest.csv")
+    parser.add_argument("--data", type=Path, action="append", required=True,
+                        help="a folder with a manifest.csv or a public corpus as it unpacks; give it once for each")
     parser.add_argument("--what", choices=[*NETWORKS, "snr_predictor"], required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="where decoded audio is kept")
-    parser.add_argument("--batch", type=int, default=32, help="mixtures of 2.56 s a step")
+    parser.add_argument("--batch", type=int, default=32, help="mixtures of 2.56 s a step, of all processes together")
     parser.add_argument("--peak-rate", type=float, default=2e-3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="(here: %(default)s)")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
                         help="of the recurrent layers; bfloat16 is faster where the processor has it (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of the network, in each process")
+    parser.add_argument("--mix-ahead", action="store_true",
+                        help="make the next mixtures in a second thread while the network learns (the same ones)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate-every", type=int, default=1000)
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
 
+
+def train(args: argparse.Namespace) -> None:
+    """Train as `parse` understood, from the last checkpoint if there is one.
+
+    Raises:
+        AudioError: see `load_corpus`.
+        SettingsError: the checkpoint was made with other settings, or the batch cannot be shared out.
+    """
+    device = torch.device(args.device, processes.local_rank()) if args.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    training, validation = load_corpus(args.data, args.cache)
-    task = DENOISING if args.what in NETWORKS else SNR_PREDICTION
-    mixer = Mixer(training, task.mixing, args.seed)
-    judge = Mixer(validation, replace(task.mixing, max_speed_change=0.0), seed=10_007)
-    judged = [judge.batch(i, 32) for i in range(4)]
+    with processes.joined(device):
+        _train(args, device)
 
-    network = task.build(args.what)
+
+def _train(args: argparse.Namespace, device: torch.device) -> None:
+    task = DENOISING if args.what in NETWORKS else SNR_PREDICTION
+    share, rest = divmod(args.batch, GROUP * processes.n_processes())
+    if rest or not share:
+        raise SettingsError(f"--batch {args.batch} cannot be shared by {processes.n_processes()} process(es); "
+                            f"expected a multiple of {GROUP * processes.n_processes()}")
+    rows = slice(processes.rank() * share * GROUP, (processes.rank() + 1) * share * GROUP)
+
+    network = task.build(args.what).to(device)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
     network.precision = getattr(torch, args.precision)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+    settings = {"what": args.what, "seed": args.seed, "batch": args.batch}
+    saved = processes.from_first(_load(checkpoint) if processes.rank() == 0 else None)
+    if saved is not None:
+        for name, value in settings.items():
+            if saved.get(name, value) != value:
+                raise SettingsError(f"{checkpoint} was made with --{name} {saved[name]}, not {value}; "
+                                    "go on with that, or choose another --out")
         network.load_state_dict(saved["network"])
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds = saved["step"], saved["seconds"]
-    n_parameters = sum(p.numel() for p in network.parameters())
-    print(f"{args.what}: {n_parameters} parameters, from step {step} to {args.steps}", flush=True)
 
-    started, running = time.monotonic() - seconds, []
+    if processes.local_rank() > 0:      # the first process of a machine decodes, the others find the cache
+        processes.wait_for_all()
+    training, validation = load_corpus(args.data, args.cache, device)
+    if processes.local_rank() == 0:
+        processes.wait_for_all()
+    mixer = Mixer(training, task.mixing, args.seed)
+    judge = Mixer(validation, replace(task.mixing, max_speed_change=0.0), seed=10_007)
+    judged = [judge.batch(i, 32) for i in range(4)]
+    loss_of: torch.nn.Module = Loss(network, task.loss)
+    if processes.n_processes() > 1:
+        loss_of = DistributedDataParallel(loss_of)
+    if processes.rank() == 0:
+        args.out.mkdir(parents=True, exist_ok=True)
+        n_parameters = sum(p.numel() for p in network.parameters())
+        print(f"{args.what}: {n_parameters} parameters, from step {step} to {args.steps}", flush=True)
+
+    mixtures = _mixtures(mixer, range(step, args.steps), args.batch, rows, ahead=args.mix_ahead)
+    hours_a_step = args.batch * task.mixing.length / STFT.sample_rate / 3600
+    started = time.monotonic() - seconds
+    losses, watch, since = [], Stopwatch(device), time.monotonic()
     while step < args.steps:
+        watch.start_step()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.peak_rate)
-        loss = task.loss(network, mixer.batch(step, args.batch))
+        batch = next(mixtures)
+        watch.finish("mixing")
+        loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        watch.finish("network")
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(network)
-        running.append(loss.item())
+        losses.append(loss.detach())
         step += 1
+        watch.finish("rest")
         if step % args.evaluate_every == 0 or step == args.steps:
-            seconds = time.monotonic() - started
-            row = {"step": step, "hours": round(step * args.batch * task.mixing.length / STFT.sample_rate / 3600, 2),
-                   "wall_hours": round(seconds / 3600, 3), "training_loss": round(sum(running) / len(running), 4),
+            mean_loss = processes.mean_over_processes(torch.stack(losses).mean()).item()
+            now = time.monotonic()
+            row = {"step": step, "hours": round(step * hours_a_step, 2),
+                   "wall_hours": round((now - started) / 3600, 3),
+                   "hours_per_hour": round(len(losses) * hours_a_step * 3600 / (now - since), 1),
+                   **{k: round(v, 3) for k, v in watch.shares().items()}, "training_loss": round(mean_loss, 4),
                    **{k: round(v, 4) for k, v in task.evaluate(average.module, judged).items()}}
-            running = []
-            with (args.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            print(row, flush=True)
-            partial = checkpoint.with_suffix(".partial")
-            torch.save({"network": network.state_dict(), "average": average.state_dict(),
-                        "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}, partial)
-            partial.replace(checkpoint)
-            save_weights(average.module, args.out / "weights.safetensors")
+            if processes.rank() == 0:
+                with (args.out / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+                _save({"network": network.state_dict(), "average": average.state_dict(),
+                       "optimizer": optimizer.state_dict(), "step": step, "seconds": time.monotonic() - started,
+                       **settings}, checkpoint)
+                save_weights(average.module, args.out / "weights.safetensors")
+            losses, watch, since = [], Stopwatch(device), time.monotonic()
+
+
+def _mixtures(mixer: Mixer, steps: range, size: int, rows: slice, *, ahead: bool) -> Iterator[Batch]:
+    """The batch of each step. `ahead`: while one is used, a thread makes the next."""
+    if not ahead:
+        yield from (mixer.batch(step, size, rows) for step in steps)
+        return
+    # denormals are flushed thread by thread
+    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
+        coming = [pool.submit(mixer.batch, step, size, rows) for step in steps[:1]]
+        for step in steps:
+            batch = coming.pop().result()
+            if step + 1 in steps:
+                coming.append(pool.submit(mixer.batch, step + 1, size, rows))
+            yield batch
+
+
+def _load(checkpoint: Path) -> dict[str, Any] | None:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
+
+
+def _save(state: dict[str, Any], checkpoint: Path) -> None:
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(checkpoint)
+
+
+def main() -> None:
+    try:
+        train(parse())
+    except PseError as error:
+        sys.exit(f"{error}")
 
 
 if __name__ == "__main__":

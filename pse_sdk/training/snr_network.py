@@ -16,6 +16,7 @@ from .losses import spectrogram
 from .mixing import Batch, active_rms
 from .network import band_matrix
 from .onnx_export import to_onnx
+from .processes import mean_over_processes
 
 N_BANDS, HIDDEN = 48, 48
 DB_SCALE = 20.0             # the SNR output is in units of this
@@ -62,8 +63,9 @@ def predictor_loss(network: SnrPredictor, batch: Batch) -> Tensor:
     guess = network(spectrogram(batch.noisy).square().sum(2))
     label = frame_labels(batch)
     snr_error = (guess[..., 2] - snr_db(label[..., 1]) / DB_SCALE).abs() * label[..., 0]
-    return (nn.functional.binary_cross_entropy_with_logits(guess[..., :2], label)
-            + snr_error.sum() / label[..., 0].sum().clamp_min(1))
+    # the mean over the speech frames of all processes, of which each has another number
+    n_speech = mean_over_processes(label[..., 0].sum()).clamp_min(1)
+    return nn.functional.binary_cross_entropy_with_logits(guess[..., :2], label) + snr_error.sum() / n_speech
 
 
 @torch.no_grad()

@@ -1,0 +1,114 @@
+"""Would more pre-training help? Score against hours of mixtures, from the logs that training left.
+
+    python benchmarks/learning_curves.py build/pretrain/tiny build/pretrain/small ...
+
+Each folder is what `python -m pse_sdk.training.pretrain` left; its name says what was trained.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import theilslopes
+
+from pse_sdk.tables import environment, environment_line, format_table
+
+RESULTS = Path(__file__).resolve().parent / "results"
+N_ROWS = 8              # of a model in the table
+LEAST_ROWS = 4          # in the last doubling, to say anything about it
+SCORES = {              # name in the log -> title, whether more is better, what counts as help from twice the hours
+    "si_sdr_improvement": ("SI-SDRi dB", True, 0.1),
+    "snr_error_db": ("SNR error dB", False, 0.1),
+}
+NOTE = (
+    "Scores are on validation mixtures, of speakers and noises never trained on. The last 30 % of the steps of a "
+    "run have a falling learning rate, which lifts its end: a longer run is a little worse on the way, and that "
+    "part of the slope does not go on. Gain: median slope against the logarithm of the hours over the last "
+    "doubling of hours, with its 95 % interval (Theil and Sen). It is no promise for several doublings."
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """`gain` is how much better the score became over the last doubling of hours, `low` to `high` its 95 % interval."""
+
+    model: str
+    score: str
+    hours: list[float]
+    values: list[float]
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        title, _, enough = SCORES[self.score]
+        name, unit = title.rsplit(" ", 1)
+        if np.isnan(self.gain):
+            return f"{self.model}: too few rows to tell whether more would help."
+        worth = (f"the last doubling of hours was worth {self.gain:+.2f} {unit} ({self.low:+.2f} to {self.high:+.2f}) "
+                 f"of {name}.")
+        if self.low > enough:
+            return f"{self.model}: more would still help: {worth}"
+        if self.high < enough:
+            return f"{self.model}: more of the same would hardly help: {worth}"
+        return f"{self.model}: it cannot be told whether more would help: {worth}"
+
+
+def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
+    """From the rows of a log. A run that was started again may leave two for one step: the last counts."""
+    by_step = {row["step"]: row for row in rows}
+    rows = [by_step[step] for step in sorted(by_step)]
+    score = next(name for name in SCORES if name in rows[-1])
+    hours, values = [row["hours"] for row in rows], [row[score] for row in rows]
+    late = np.array(hours) >= hours[-1] / 2
+    gain = low = high = float("nan")
+    if late.sum() >= LEAST_ROWS:
+        sign = 1 if SCORES[score][1] else -1
+        slope = theilslopes(sign * np.array(values)[late], np.log2(np.array(hours)[late]))
+        gain, low, high = float(slope.slope), float(slope.low_slope), float(slope.high_slope)
+    return Curve(model, score, hours, values, gain, low, high)
+
+
+def markdown_page(curves: Sequence[Curve]) -> str:
+    cells = [["model", "hours of mixtures", "score", ""]]
+    for curve in curves:
+        chosen = np.unique(np.abs(np.array(curve.hours)[:, None]
+                                  - np.geomspace(curve.hours[0], curve.hours[-1], N_ROWS)).argmin(0))
+        cells += [[curve.model, f"{curve.hours[i]:.0f}", f"{curve.values[i]:.2f}", SCORES[curve.score][0]]
+                  for i in chosen]
+    return "\n\n".join([format_table(cells), "\n".join(f"- {curve.verdict}" for curve in curves), NOTE])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=RESULTS / "training.md")
+    parser.add_argument("--json", type=Path, default=RESULTS / "training.json")
+    args = parser.parse_args()
+
+    curves = []
+    for folder in args.folders:
+        try:
+            lines = (folder / "log.jsonl").read_text("utf-8").splitlines()
+        except OSError as error:
+            parser.exit(2, f"{folder} holds no log.jsonl of a training run: {error.strerror}\n")
+        if not lines:
+            parser.exit(2, f"{folder / 'log.jsonl'} is empty; wait for the first evaluation\n")
+        curves.append(curve_of(folder.name, [json.loads(line) for line in lines]))
+
+    above = environment()
+    page = f"# Learning curves\n\n{environment_line(above)}\n\n{markdown_page(curves)}\n"
+    values = {"environment": above, "curves": [asdict(curve) for curve in curves]}
+    for path, text in [(args.out, page), (args.json, json.dumps(values, indent=1) + "\n")]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    print(f"{page}\nwritten: {args.out}, {args.json}")
+
+
+if __name__ == "__main__":
+    main()
