@@ -2,7 +2,7 @@
 
 With n = 16 n1 + n2 and k = k1 + 32 k2 a 512-point DFT splits in two (Cooley and Tukey, 1965):
 
-    X[k1 + 32 k2] = sum_n2  e^(-2 pi j n2 k2 / 16)  e^(-2 pi j n2 k1 / 512)  sum_n1  e^(-2 pi j n1 k1 / 32)  x[16 n1 + n2]
+    X[k1 + 32 k2] = sum_n2  e^(-2 pi j n2 k2 / 16)  e^(-2 pi j n2 k1 / 512)  sum_n1  e^(-2 pi j n1 k1 / 32)  x[n]
                             SECOND                  TWIDDLE                          FIRST
 
 Real input makes k1 > 16 the mirror image of k1 < 16, so 17 of the 32 are enough. Of the bins that come out, those past
@@ -47,6 +47,11 @@ _of_v = _second[:, :, None] * np.array([1, -1, 1j, 1j])
 _SECOND = np.concatenate([_of_v.real, _of_v.imag * np.where(_downwards, -1, 1)[:, :, None]]).reshape(2 * N_BLOCKS, -1)
 # the inverse counts a bin twice where it stands for its mirror image too; in the outermost k1 both are there
 _INVERSE_TWIDDLE = _TWIDDLE * np.where((_k1 == 0) | (_k1 == BLOCK - 1), 1, 2) / STFT.n_fft
+
+
+def n_low_blocks(n_bins: int) -> int:
+    """How many blocks from the start hold the lowest `n_bins` bins wherever they stand."""
+    return min(N_BLOCKS, 1 + (n_bins - 1) // (BLOCK - 1))
 
 
 class FoldedDft:

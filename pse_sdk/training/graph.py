@@ -11,10 +11,10 @@ Widths, layers and taps are the network's. `onnx_export` refuses a graph that do
 
 import numpy as np
 import onnx
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import STFT
-from .dft import BIN_AT, BLOCK, N_BLOCKS, N_FOLDED, SHARE, FoldedDft
+from .dft import BIN_AT, BLOCK, N_BLOCKS, N_FOLDED, SHARE, FoldedDft, n_low_blocks
 from .network import (
     FEATURE_FLOOR,
     FEATURE_OFFSET,
@@ -42,8 +42,8 @@ class _HopGraph:
         assert not self.config.looks_ahead
         self.nodes = Nodes()
         self.weights = self.nodes.half_constant if half else self.nodes.constant
-        self.n_low_blocks = -(-(self.config.n_filter_bins - 1) // (BLOCK - 1))
-        self.n_low = self.n_low_blocks * BLOCK      # places from the start that hold every bin with a filter
+        self.n_low_blocks = n_low_blocks(self.config.n_filter_bins)
+        self.n_low = self.n_low_blocks * BLOCK
 
     def model(self) -> onnx.ModelProto:
         nodes, config = self.nodes, self.config
@@ -68,7 +68,8 @@ class _HopGraph:
         past = [*past, nodes.reshape(low, 1, 1, 2 * self.n_low)]
         masked = nodes.reshape(nodes("Mul", spectrum, self.gains(total)), 2 * N_BLOCKS, BLOCK)
         products, sums = self.filtered(total, past)
-        frame = dft.frame(nodes("Concat", masked, products, axis=0), np.concatenate([np.eye(2 * N_BLOCKS), sums], axis=1))
+        frame = dft.frame(nodes("Concat", masked, products, axis=0),
+                          np.concatenate([np.eye(2 * N_BLOCKS), sums], axis=1))
 
         frame = nodes("Mul", nodes.reshape(frame, 1, 1, STFT.n_fft), window)
         ready, rest = nodes.split(frame, [STFT.hop_length, STFT.delay], axis=2)
@@ -84,16 +85,16 @@ class _HopGraph:
         The level is kept as (running sum of power and floor, running sum of weights): their quotient is the level
         plus its floor. Where nothing was ever heard, the quotient is the floor alone.
         """
-        nodes, step = self.nodes, 1.0 - LEVEL_DECAY
-        mean = SHARE[:, None] / STFT.n_bins
-        measures = np.concatenate([SHARE[:, None] * _array(self.network.band_mean)[BIN_AT], mean * step, mean * 0.0, mean],
-                                  axis=1)
-        n_bands = self.config.n_bands
-        offsets = np.concatenate([np.zeros(n_bands), [LEVEL_FLOOR * step, step, 0.0]])
-        parts = nodes("MatMul", nodes("Mul", spectrum, spectrum), nodes.sparse_constant(measures))      # real, imaginary
-        power = nodes("Gemm", nodes.constant([[1.0, 1.0]]), parts, nodes.constant(offsets))
-        bands, heard, mean_power = nodes.split(power, [n_bands, 2, 1], axis=1)
-        silence = nodes.constant([[NO_WEIGHT * LEVEL_FLOOR * step, NO_WEIGHT * step]])
+        nodes, n_bands, step = self.nodes, self.config.n_bands, 1.0 - LEVEL_DECAY
+        # one product with the power of every place: the bands; power and one, to be added to the level; mean power
+        measures = np.zeros((N_FOLDED, n_bands + 3))
+        measures[:, :n_bands] = _array(self.network.band_mean)[BIN_AT]
+        measures[:, n_bands], measures[:, -1] = step / STFT.n_bins, 1.0 / STFT.n_bins
+        offsets = np.concatenate([np.zeros(n_bands), [step * LEVEL_FLOOR, step, 0.0]])
+        measured = nodes("MatMul", nodes("Mul", spectrum, spectrum), nodes.sparse_constant(SHARE[:, None] * measures))
+        measured = nodes("Gemm", nodes.constant([[1.0, 1.0]]), measured, nodes.constant(offsets))  # real + imaginary
+        bands, heard, mean_power = nodes.split(measured, [n_bands, 2, 1], axis=1)
+        silence = nodes.constant([[step * NO_WEIGHT * LEVEL_FLOOR, step * NO_WEIGHT]])
         new = nodes("Where", nodes("Greater", mean_power, nodes.constant([[LEVEL_FLOOR]])), heard, silence)
         level = nodes("Add", nodes("Mul", level, nodes.constant([[LEVEL_DECAY]])), new)
         relative = nodes("Div", bands, nodes("Div", *nodes.split(level, [1, 1], axis=2)))
@@ -103,9 +104,10 @@ class _HopGraph:
         """The next hidden state [1, 1, H] of every layer."""
         states, scale, offset = [], FEATURE_SCALE, FEATURE_OFFSET
         for layer, state in zip(self.network.layers, hidden, strict=True):
-            ours, theirs = _gates(layer.weight_ih_l0), _gates(layer.weight_hh_l0)
-            bias = np.concatenate([_gates(layer.bias_ih_l0) + offset * ours.sum(1), _gates(layer.bias_hh_l0)])
-            weights = [self.weights(scale * ours[None]), self.weights(theirs[None]), self.nodes.constant(bias[None])]
+            value = {name: _gates(parameter) for name, parameter in layer.named_parameters()}
+            bias = value["bias_ih_l0"] + offset * value["weight_ih_l0"].sum(1)
+            weights = [self.weights(scale * value["weight_ih_l0"][None]), self.weights(value["weight_hh_l0"][None]),
+                       self.nodes.constant(np.concatenate([bias, value["bias_hh_l0"]])[None])]
             features = self.nodes.gru(features, state, weights, self.config.hidden)
             states.append(features)
             scale, offset = 1.0, 0.0
@@ -128,7 +130,7 @@ class _HopGraph:
                            (bias[:, bin_at] * used).ravel())
         products = nodes("Mul", nodes.reshape(taps, config.n_taps, 2, 1, self.n_low),
                          nodes.reshape(nodes("Concat", *frames, axis=2), config.n_taps, 1, 2, self.n_low))
-        # (a + jb) (x + jy): of ax, ay, bx, by the real part takes ax - by, the imaginary one ay + bx
+        # (a + jb) (x + jy): of ax, ay, bx, by the real part is ax - by, the imaginary one ay + bx
         parts = np.array([[1, 0, 0, -1], [0, 1, 1, 0]])
         low_blocks = np.eye(N_BLOCKS, self.n_low_blocks)
         sums = np.concatenate([np.kron(parts, low_blocks)] * config.n_taps, axis=1)
@@ -144,5 +146,5 @@ def _gates(parameter: Tensor) -> np.ndarray:
     return np.concatenate([update, reset, new])
 
 
-def _array(parameter: Tensor | nn.Parameter) -> np.ndarray:
+def _array(parameter: Tensor) -> np.ndarray:
     return parameter.detach().double().numpy()

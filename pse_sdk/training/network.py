@@ -161,12 +161,13 @@ class Denoiser(nn.Module):
         """
         if self.config.looks_ahead:
             heard = (power > LEVEL_FLOOR).to(power.dtype)
-            return ((power * heard).sum(1, keepdim=True) / (heard.sum(1, keepdim=True) + NO_WEIGHT)).expand_as(power), state
+            level = (power * heard).sum(1, keepdim=True) / (heard.sum(1, keepdim=True) + NO_WEIGHT)
+            return level.expand_as(power), state
         n_frames = power.shape[1]
         age = torch.arange(n_frames, device=power.device)
         kernel = torch.where(age[:, None] >= age, LEVEL_DECAY ** (age[:, None] - age).clamp_min(0).to(power.dtype), 0.0)
         fading = LEVEL_DECAY ** (age + 1).to(power.dtype)
         heard = (power > LEVEL_FLOOR).to(power.dtype)
-        inputs = torch.stack([power * heard, heard], dim=2) * (1.0 - LEVEL_DECAY)     # [B, N, 2]
+        inputs = torch.stack([power * heard, heard], dim=2) * (1.0 - LEVEL_DECAY)   # [B, N, 2]
         sums = kernel @ inputs + fading[:, None] * state.unsqueeze(1)
         return sums[..., 0] / (sums[..., 1] + NO_WEIGHT), sums[:, -1]

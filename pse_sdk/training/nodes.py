@@ -61,9 +61,11 @@ class Nodes:
 
     def model(self, inputs: dict[str, Sequence[int]], outputs: dict[str, Sequence[int]]) -> onnx.ModelProto:
         """All nodes as a model of float32 inputs and outputs: name -> shape."""
-        ends = [[onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in side.items()]
-                for side in (inputs, outputs)]
-        graph = onnx.helper.make_graph(self._nodes, "denoiser", *ends, initializer=self._constants)
+        def described(values: dict[str, Sequence[int]]) -> list[onnx.ValueInfoProto]:
+            return [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+                    for name, shape in values.items()]
+
+        graph = onnx.helper.make_graph(self._nodes, "graph", described(inputs), described(outputs), self._constants)
         return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)],
                                       ir_version=IR_VERSION, producer_name="pse_sdk")
 

@@ -115,7 +115,7 @@ def parity_error(denoiser: HopDenoiser, exported: OnnxDenoiser, seed: int = 0) -
     rng = np.random.default_rng(seed)
     state, other_state, error = denoiser.initial_state(), exported.initial_state(), 0.0
     for step in range(PARITY_STEPS):
-        level = max(0.0, 0.3 * np.sin(step / 50.0) ** 3) 
+        level = max(0.0, 0.3 * np.sin(step / 50.0) ** 3)
         samples = (level * rng.standard_normal((1, STFT.hop_length))).astype(np.float32)
         ours, state = denoiser(torch.from_numpy(samples), state)
         theirs, other_state = exported.step(samples, other_state)
