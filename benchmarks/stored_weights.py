@@ -1,6 +1,6 @@
 """What it costs to keep weights as float16: size, time and quality of both kinds of model file, side by side.
 
-    python benchmarks/stored_weights.py --users build/users [--set noise] [--sizes tiny small large]
+    python benchmarks/stored_weights.py --users build/users [--set noise] [--per-user 8]
 
 The users are folders as for `benchmarks/personalization.py`. Needs pse_sdk[train,bench].
 """
@@ -16,7 +16,7 @@ import soundfile
 from safetensors.torch import load_file
 
 from pse_sdk import Enhancer
-from pse_sdk.benchmark import EMPTY, LatencyPlan, environment, environment_line, measure_latency
+from pse_sdk.benchmark import EMPTY, LatencyPlan, environment, environment_line, installed_generalists, measure_latency
 from pse_sdk.config import MODELS, SIZES
 from pse_sdk.metrics import Scores, score
 from pse_sdk.tables import format_table
@@ -38,11 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=Path, required=True)
     parser.add_argument("--set", default="noise")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=[s for s in SIZES if (MODELS / f"{s}.onnx").exists()])
+    parser.add_argument("--per-user", type=int, default=8, help="clips of each user")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(installed_generalists()))
     parser.add_argument("--out", type=Path, default=RESULTS / "stored_weights.md")
     parser.add_argument("--json", type=Path, default=RESULTS / "stored_weights.json")
     args = parser.parse_args()
-    clips = sorted(args.users.glob(f"*/tests/{args.set}/*.noisy.wav"))
+    clips = [clip for folder in sorted(args.users.glob(f"*/tests/{args.set}"))
+             for clip in sorted(folder.glob("*.noisy.wav"))[:args.per_user]]
     if not clips:
         parser.exit(2, f"{args.users}: no user has clips in tests/{args.set}; make users first\n")
 

@@ -14,6 +14,7 @@ onnx = pytest.importorskip("onnx")
 from pse_sdk.training import onnx_export  # noqa: E402
 from pse_sdk.training.losses import spectrogram, waveform  # noqa: E402
 from pse_sdk.training.network import Denoiser, NetworkConfig, build_network  # noqa: E402
+from pse_sdk.training.nodes import Nodes  # noqa: E402
 
 INFO = ModelInfo("tiny", 0, 0, 0, 0, 0, method="teacher+dp", seconds_of_audio=61.5, seed=3, created="2026-01-31",
                  generalist="ab" * 32, scores={"gain_db": 1.25})
@@ -227,3 +228,21 @@ def test_weights_too_small_to_matter_are_not_exported_as_denormals(few_steps, ti
     for tensor in exported.graph.initializer:
         values = np.abs(onnx.numpy_helper.to_array(tensor))
         assert not ((values > 0) & (values < 1e-30)).any(), tensor.name
+
+
+def test_a_model_file_may_name_its_states_as_it_likes():
+    """Files of before had one input for each memory."""
+    nodes = Nodes()
+    nodes("Add", "samples", "state_last", output="enhanced")
+    nodes("Identity", "samples", output="next_state_last")
+    nodes("Add", "state_count", nodes.constant([1.0]), output="next_state_count")
+    shapes = {"last": [1, 256], "count": [1, 1]}
+    model = nodes.model({"samples": [1, 256]} | {f"state_{name}": shape for name, shape in shapes.items()},
+                        {"enhanced": [1, 256]} | {f"next_state_{name}": shape for name, shape in shapes.items()})
+    onnx.helper.set_model_props(model, ModelInfo("tiny", 0, 16_000, 256, 512, 256).to_metadata())
+    denoiser = OnnxDenoiser(seal(model.SerializeToString()))
+    state, ones = denoiser.initial_state(), np.ones((1, 256), np.float32)
+    for expected in (1.0, 2.0):
+        enhanced, state = denoiser.step(ones, state)
+        np.testing.assert_array_equal(enhanced, expected * ones)
+    assert state["state_count"] == 2.0
