@@ -1,8 +1,10 @@
 """Turn pre-trained weights into the model files that ship: the generalists, the teacher and the SNR predictor.
 
     python export/models.py build/pretrain/tiny build/pretrain/small ... [--into pse_sdk/models]
+    python export/models.py --again tiny small large                     [--into pse_sdk/models]
 
-Each folder is what `python -m pse_sdk.training.pretrain` left; its name says what it holds.
+Each folder is what `python -m pse_sdk.training.pretrain` left; its name says what it holds. With --again, generalists
+that are already there get new graphs around their weights, and keep their scores and their day.
 """
 
 import argparse
@@ -12,7 +14,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from pse_sdk.config import SIZES
 from pse_sdk.model_format import ModelInfo, write_whole
+from pse_sdk.onnx_denoiser import OnnxDenoiser
 from pse_sdk.training.network import build_network
 from pse_sdk.training.onnx_export import export_model
 from pse_sdk.training.pretrain import save_weights
@@ -23,10 +27,20 @@ CALIBRATION = ("speech_accuracy", "snr_bias_db", "snr_error_db", "share_calibrat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("folders", type=Path, nargs="*")
+    parser.add_argument("--again", metavar="SIZE", nargs="+", choices=SIZES, default=[])
     parser.add_argument("--into", type=Path, default=Path(__file__).parent.parent / "pse_sdk" / "models")
     args = parser.parse_args()
+    if not args.folders and not args.again:
+        parser.error("name folders of weights, or sizes with --again")
     args.into.mkdir(parents=True, exist_ok=True)
+    for size in args.again:
+        path = args.into / f"{size}.onnx"
+        network = build_network(size)
+        network.load_state_dict(load_file(path.with_suffix(".safetensors")))
+        model = export_model(network, OnnxDenoiser(path).info)
+        print(f"{path}: {path.stat().st_size} bytes, now {len(model)}")
+        write_whole(path, model)
     for folder in args.folders:
         what = folder.name
         last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])

@@ -1,24 +1,26 @@
 import copy
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.errors import ModelFileError
-from pse_sdk.model_format import ModelInfo
-from pse_sdk.onnx_denoiser import OnnxDenoiser
+from pse_sdk.model_format import ModelInfo, seal
+from pse_sdk.onnx_denoiser import OnnxDenoiser, session_options
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from pse_sdk.training import onnx_export  # noqa: E402
-from pse_sdk.training.dft import RealDft  # noqa: E402
 from pse_sdk.training.losses import spectrogram, waveform  # noqa: E402
-from pse_sdk.training.network import build_network  # noqa: E402
+from pse_sdk.training.network import Denoiser, NetworkConfig, build_network  # noqa: E402
+from pse_sdk.training.nodes import Nodes  # noqa: E402
 
 INFO = ModelInfo("tiny", 0, 0, 0, 0, 0, method="teacher+dp", seconds_of_audio=61.5, seed=3, created="2026-01-31",
                  generalist="ab" * 32, scores={"gain_db": 1.25})
 PARITY_TOLERANCE = 1e-5     # torch against onnxruntime
-DFT_TOLERANCE = 1e-4        # of spectra that reach 100: two float32 products against an FFT
+LEVEL_TOLERANCE = 1e-4      # the same, as a share of the input
+ROUNDING_TOLERANCE = 1e-2   # float16 weights against float32, of samples that reach 1
 
 
 @pytest.fixture
@@ -31,43 +33,11 @@ def graph(tiny_model):
     return onnx.load(tiny_model)
 
 
-def frames(n, seed=0):
-    return torch.randn(n, 1, STFT.n_fft, generator=torch.Generator().manual_seed(seed))
-
-
-def test_the_dft_is_rfft():
-    dft = RealDft()
-    for frame in frames(5):
-        expected = torch.view_as_real(torch.fft.rfft(frame[0])).T
-        torch.testing.assert_close(dft(frame), expected, rtol=0, atol=DFT_TOLERANCE)
-
-
-def test_the_inverse_dft_is_irfft():
-    dft = RealDft()
-    for i in range(5):
-        spectrum = torch.randn(2, STFT.n_bins, generator=torch.Generator().manual_seed(i))
-        expected = torch.fft.irfft(torch.complex(*spectrum), STFT.n_fft)[None]
-        torch.testing.assert_close(dft.inverse(spectrum), expected, rtol=0, atol=1e-6)
-
-
-def test_the_inverse_dft_undoes_the_dft():
-    dft = RealDft()
-    for frame in frames(5):
-        torch.testing.assert_close(dft.inverse(dft(frame)), frame, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("bin_", [0, 1, 15, 16, 128, 255, 256])
-def test_a_sine_falls_into_its_bin(bin_):
-    frame = torch.cos(2 * torch.pi * bin_ * torch.arange(STFT.n_fft, dtype=torch.float64) / STFT.n_fft).float()[None]
-    power = RealDft()(frame).square().sum(0)
-    assert power.argmax() == bin_ and power[bin_] > 0.999 * power.sum()
-
-
 @torch.no_grad()
 def test_hop_by_hop_the_graph_does_what_training_saw(tiny_network, tiny_model, noisy):
     samples = torch.from_numpy(noisy[:len(noisy) // STFT.hop_length * STFT.hop_length])[None]
-    spectra = spectrogram(samples)
-    expected = waveform(tiny_network(spectra, tiny_network.initial_state())[0])[0].numpy()
+    spectra, network = spectrogram(samples), onnx_export.round_weights(tiny_network)
+    expected = waveform(network(spectra, network.initial_state())[0])[0].numpy()
     denoiser = OnnxDenoiser(tiny_model)
     state, hops = denoiser.initial_state(), []
     for hop in samples.numpy().reshape(-1, 1, STFT.hop_length):
@@ -78,9 +48,61 @@ def test_hop_by_hop_the_graph_does_what_training_saw(tiny_network, tiny_model, n
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_torch_and_onnxruntime_agree_over_two_thousand_steps(tiny_network, tiny_model, seed):
-    denoiser = onnx_export.HopDenoiser(tiny_network)
+    denoiser = onnx_export.HopDenoiser(onnx_export.round_weights(tiny_network))
     assert onnx_export.PARITY_STEPS == 2000
     assert onnx_export.parity_error(denoiser, OnnxDenoiser(tiny_model), seed) < PARITY_TOLERANCE
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("config", [
+    NetworkConfig(n_bands=32, hidden=12, n_filter_bins=20, n_layers=1),
+    NetworkConfig(n_bands=33, hidden=12, n_filter_bins=1, n_layers=3, n_taps=1),
+    NetworkConfig(n_bands=64, hidden=20, n_filter_bins=17, n_taps=2),
+    NetworkConfig(n_bands=64, hidden=20, n_filter_bins=18, n_taps=5),
+    NetworkConfig(n_bands=64, hidden=20, n_filter_bins=257),
+], ids=str)
+def test_the_graph_follows_layers_widths_and_taps(few_steps, config, half):
+    torch.manual_seed(0)
+    network = Denoiser(config)
+    with torch.no_grad():
+        network.filter_head.weight.mul_(10)
+    onnx_export.export_model(network, INFO, half=half)     # which refuses a graph that differs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [0.0, 1e-6, 3e-6])
+def test_what_is_at_the_edge_of_silence_is_judged_alike(tiny_network, tiny_model, level):
+    """Before the first sound, during it, and up to a minute after it."""
+    n_hops, sound = 4000, slice(30, 60)
+    loudness = np.full(n_hops, level, np.float32)
+    loudness[sound] = 1e-2
+    noise = np.random.default_rng(0).standard_normal((n_hops, STFT.hop_length), np.float32) * loudness[:, None]
+    network, denoiser = onnx_export.round_weights(tiny_network), OnnxDenoiser(tiny_model)
+    spectra = spectrogram(torch.from_numpy(noise).view(1, -1))
+    expected = waveform(network(spectra, network.initial_state())[0])[0].numpy().reshape(n_hops, -1)
+    enhanced, state = np.empty_like(noise), denoiser.initial_state()
+    for i in range(n_hops):
+        enhanced[i], state = denoiser.step(noise[i:i + 1], state)
+    error = np.abs(enhanced - expected).max(1)
+    error[sound.stop:sound.stop + 5] = 0.0      # where the sound still rings
+    assert (error <= LEVEL_TOLERANCE * loudness).all()
+
+
+def test_the_weights_are_rounded_no_more_than_said(few_steps, tiny_network, noisy):
+    exact, rounded = (OnnxDenoiser(onnx_export.export_model(tiny_network, INFO, half=half)) for half in (False, True))
+    assert len(rounded.model) < 0.75 * len(exact.model)
+    state, other_state = exact.initial_state(), rounded.initial_state()
+    for hop in noisy[:100 * STFT.hop_length].reshape(-1, 1, STFT.hop_length):
+        enhanced, state = exact.step(hop, state)
+        other, other_state = rounded.step(hop, other_state)
+        np.testing.assert_allclose(other, enhanced, rtol=0, atol=ROUNDING_TOLERANCE)
+
+
+def test_an_export_leaves_the_network_as_it_is(few_steps, tiny_network):
+    before = copy.deepcopy(tiny_network.state_dict())
+    onnx_export.export_model(tiny_network, INFO)
+    for name, value in tiny_network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -103,16 +125,37 @@ def test_the_same_network_gives_the_same_bytes(few_steps, tiny_network):
     assert onnx_export.export_model(tiny_network, INFO) == onnx_export.export_model(tiny_network, INFO)
 
 
-@pytest.mark.parametrize("name", ["first", "second", "first_inverse", "second_inverse"])
-def test_a_graph_that_does_something_else_is_not_written(few_steps, monkeypatch, tiny_network, name):
-    trace = torch.onnx.export
+def slightly_wrong(model, name, first):
+    """A copy of the model with every second number of one constant 2 % too large."""
+    other = copy.deepcopy(model)
+    tensor = next(tensor for tensor in other.graph.initializer if tensor.name == name)
+    value = onnx.numpy_helper.to_array(tensor).copy()
+    value.reshape(-1)[first::2] *= 1.02
+    tensor.CopyFrom(onnx.numpy_helper.from_array(value, name))
+    return other
 
-    def broken(flat, *args, **kwargs):
-        other = copy.deepcopy(flat)
-        getattr(other.denoiser.dft, name).mul_(1.001)
-        trace(other, *args, **kwargs)
 
-    monkeypatch.setattr(torch.onnx, "export", broken)
+def test_whatever_is_wrong_in_the_graph_the_check_finds_it(few_steps, tiny_network, graph):
+    denoiser = onnx_export.HopDenoiser(onnx_export.round_weights(tiny_network))
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    matrices = [name for name, value in constants.items() if value.dtype.kind == "f" and value.size > 3 and value.any()]
+    assert len(matrices) > 15
+    for name in matrices:
+        broken = [OnnxDenoiser(seal(slightly_wrong(graph, name, first).SerializeToString())) for first in (0, 1)]
+        errors = [onnx_export.parity_error(denoiser, other) for other in broken]
+        assert max(errors) > PARITY_TOLERANCE, constants[name].shape
+
+
+def test_a_graph_that_does_something_else_is_not_written(few_steps, monkeypatch, tiny_network):
+    hop_model = onnx_export.hop_model
+
+    def broken(network, half):
+        other = copy.deepcopy(network)
+        with torch.no_grad():
+            other.gain_head.bias += 0.01
+        return hop_model(other, half=half)
+
+    monkeypatch.setattr(onnx_export, "hop_model", broken)
     with pytest.raises(ModelFileError, match="differs from the network"):
         onnx_export.export_model(tiny_network, INFO)
 
@@ -125,7 +168,9 @@ def test_a_graph_whose_states_go_wrong_is_not_written(few_steps, monkeypatch, ti
         enhanced, next_state = step(self, samples, state)
         if broken == "nan":
             return enhanced * np.float32("nan"), next_state
-        return enhanced, {**next_state, "state_gru_0": np.zeros_like(next_state["state_gru_0"])}
+        memory = next_state["state_memory"].copy()
+        memory[..., -tiny_network.config.hidden:] = 0.0
+        return enhanced, {"state_memory": memory}
 
     monkeypatch.setattr(OnnxDenoiser, "step", wrong)
     with pytest.raises(ModelFileError, match="differs from the network"):
@@ -149,11 +194,18 @@ def test_every_shape_is_fixed(graph):
     assert [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim] == [1, STFT.hop_length]
 
 
-def test_every_state_starts_at_zero(tiny_network, tiny_model):
-    ours, theirs = onnx_export.HopDenoiser(tiny_network).initial_state(), OnnxDenoiser(tiny_model).initial_state()
-    assert {f"state_{name}": tuple(value.shape) for name, value in ours.items()} == \
-        {name: value.shape for name, value in theirs.items()}
-    assert not any(value.any() for value in ours.values())
+def test_one_memory_that_starts_at_zero_is_the_only_state(tiny_model):
+    state = OnnxDenoiser(tiny_model).initial_state()
+    assert list(state) == ["state_memory"] and not state["state_memory"].any()
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_few_nodes_run(few_steps, tmp_path, size):
+    """Every node costs time, so what the runtime does not fold away when it loads the file is counted."""
+    options = session_options()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(onnx_export.export_model(build_network(size), INFO), options)
+    assert len(onnx.load(tmp_path / "optimized.onnx").graph.node) <= 50
 
 
 def test_a_step_leaves_the_given_state_as_it_is(tiny_model):
@@ -176,3 +228,21 @@ def test_weights_too_small_to_matter_are_not_exported_as_denormals(few_steps, ti
     for tensor in exported.graph.initializer:
         values = np.abs(onnx.numpy_helper.to_array(tensor))
         assert not ((values > 0) & (values < 1e-30)).any(), tensor.name
+
+
+def test_a_model_file_may_name_its_states_as_it_likes():
+    """Files of before had one input for each memory."""
+    nodes = Nodes()
+    nodes("Add", "samples", "state_last", output="enhanced")
+    nodes("Identity", "samples", output="next_state_last")
+    nodes("Add", "state_count", nodes.constant([1.0]), output="next_state_count")
+    shapes = {"last": [1, 256], "count": [1, 1]}
+    model = nodes.model({"samples": [1, 256]} | {f"state_{name}": shape for name, shape in shapes.items()},
+                        {"enhanced": [1, 256]} | {f"next_state_{name}": shape for name, shape in shapes.items()})
+    onnx.helper.set_model_props(model, ModelInfo("tiny", 0, 16_000, 256, 512, 256).to_metadata())
+    denoiser = OnnxDenoiser(seal(model.SerializeToString()))
+    state, ones = denoiser.initial_state(), np.ones((1, 256), np.float32)
+    for expected in (1.0, 2.0):
+        enhanced, state = denoiser.step(ones, state)
+        np.testing.assert_array_equal(enhanced, expected * ones)
+    assert state["state_count"] == 2.0

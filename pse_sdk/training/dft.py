@@ -1,69 +1,79 @@
-"""The transform of a frame as matrix products that any ONNX runtime has, a sixth as large as one full product.
+"""The transform of a frame inside a graph: two small matrix products with a multiplication between them.
 
-With n = 32 n1 + n2 and k = k1 + 16 k2 a 512-point DFT splits in two (Cooley and Tukey, 1965):
+With n = 16 n1 + n2 and k = k1 + 32 k2 a 512-point DFT splits in two (Cooley and Tukey, 1965):
 
-    X[k1 + 16 k2] = sum_n2  e^(-2 pi j n2 (k1 + 16 k2) / 512)  *  sum_n1  e^(-2 pi j n1 k1 / 16)  x[32 n1 + n2]
+    X[k1 + 32 k2] = sum_n2  e^(-2 pi j n2 k2 / 16)  e^(-2 pi j n2 k1 / 512)  sum_n1  e^(-2 pi j n1 k1 / 32)  x[n]
+                            SECOND                  TWIDDLE                          FIRST
 
-The twiddle factors are inside the second sum's matrices, one per k1. Real input makes k1 > 8 the mirror image of
-k1 < 8, so 9 of the 16 matrices are enough; bins past the middle are conjugated there. The inverse is the transpose,
-scaled.
+Real input makes k1 > 16 the mirror image of k1 < 16, so 17 of the 32 are enough. Of the bins that come out, those past
+the middle are conjugated, and the k2 have such an order that the bins stand in 16 blocks of 17, which run upwards and
+downwards by turns:
+
+    BIN_AT      0 1 ... 16 | 32 31 ... 16 | 32 33 ... 48 | 64 63 ... 48 | ...
+
+A spectrum in this order is called folded: [2, 272] (real, imaginary), the multiples of 16 between the ends twice. The
+lowest bins come first and nothing has to be moved. The inverse is the transpose, scaled.
 """
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-_N1, _N2 = 16, 32
-_N = _N1 * _N2
-_K1 = _N1 // 2 + 1
+from ..config import STFT
+from .nodes import Nodes
+
+_N1, _N2 = 32, 16
+N_BLOCKS, BLOCK = _N2, _N1 // 2 + 1
+N_FOLDED = N_BLOCKS * BLOCK
+assert _N1 * _N2 == STFT.n_fft
+
+_k1, _block = np.arange(BLOCK), np.arange(N_BLOCKS)[:, None]
+_downwards = _block % 2 == 1
+
+BIN_AT = (BLOCK - 1) * _block + np.where(_downwards, BLOCK - 1 - _k1, _k1)
+BIN_AT = BIN_AT.ravel()
+"""[272] the bin at each place."""
+
+SHARE = 1.0 / np.bincount(BIN_AT)[BIN_AT]
+"""[272] one half where a bin stands twice: sums with these weights count every bin once."""
+
+# The product of u = p + jq with the twiddle c + js, without a complex number: rows p, q, p, q times c, s, s, c are
+# pc, qs, ps, qc, and SECOND knows that pc - qs is the real part and ps + qc the imaginary one.
+_first = np.exp(-2j * np.pi * np.outer(np.arange(_N1), _k1) / _N1)
+_FIRST = np.concatenate([_first.real, _first.imag, _first.real, _first.imag], axis=1)           # [32, 4 * 17]
+_twiddle = np.exp(-2j * np.pi * np.outer(np.arange(_N2), _k1) / STFT.n_fft)
+_TWIDDLE = np.stack([_twiddle.real, _twiddle.imag, _twiddle.imag, _twiddle.real], axis=1).reshape(-1, BLOCK)
+_k2 = np.where(_downwards, _N2 - (_block + 1) // 2, _block // 2)
+_second = np.exp(-2j * np.pi * _k2 * np.arange(_N2) / _N2)                                      # [16, 16]
+_of_v = _second[:, :, None] * np.array([1, -1, 1j, 1j])
+_SECOND = np.concatenate([_of_v.real, _of_v.imag * np.where(_downwards, -1, 1)[:, :, None]]).reshape(2 * N_BLOCKS, -1)
+# the inverse counts a bin twice where it stands for its mirror image too; in the outermost k1 both are there
+_INVERSE_TWIDDLE = _TWIDDLE * np.where((_k1 == 0) | (_k1 == BLOCK - 1), 1, 2) / STFT.n_fft
 
 
-class RealDft(nn.Module):
-    """Spectra of 512-sample frames and back. `forward` is `torch.fft.rfft`, `inverse` is `torch.fft.irfft`."""
+def n_low_blocks(n_bins: int) -> int:
+    """How many blocks from the start hold the lowest `n_bins` bins wherever they stand."""
+    return min(N_BLOCKS, 1 + (n_bins - 1) // (BLOCK - 1))
 
-    first: Tensor
-    second: Tensor
-    first_inverse: Tensor
-    second_inverse: Tensor
-    place: Tensor
-    bin_at: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        k1, n1 = np.arange(_K1), np.arange(_N1)
-        first = np.exp(-2j * np.pi * np.outer(k1, n1) / _N1)
-        bins = (k1[:, None] + _N1 * np.arange(_N2))             # k of every output of the second stage
-        second = np.exp(-2j * np.pi * np.arange(_N2)[None, :, None] * bins[:, None, :] / _N)
-        mirrored = bins > _N // 2
-        # real matrices of the complex products: (re, im) of n2 -> (re, im) of k2
-        second = np.concatenate([
-            np.concatenate([second.real, second.imag], axis=2),
-            np.concatenate([-second.imag, second.real], axis=2)], axis=1)
-        sign = np.concatenate([np.ones(bins.shape), np.where(mirrored, -1.0, 1.0)], axis=1)[:, None, :]
-        second = second * sign
-        folded = np.where(mirrored, _N - bins, bins).ravel()
-        place = np.array([int(np.flatnonzero(folded == k)[0]) for k in range(_N // 2 + 1)])
-        # the inverse counts every bin once: twice for bins that stand for their mirror image too
-        weight = np.zeros(folded.shape)
-        weight[place] = np.where(np.isin(np.arange(_N // 2 + 1), (0, _N // 2)), 1.0, 2.0) / _N
-        weight = np.concatenate([weight.reshape(bins.shape)] * 2, axis=1)[:, :, None]
-        for name, value in (
-            ("first", np.concatenate([first.real, first.imag], axis=1).reshape(2 * _K1, _N1)),
-            ("second", second), ("second_inverse", np.swapaxes(second, 1, 2) * weight),
-        ):
-            self.register_buffer(name, torch.tensor(np.ascontiguousarray(value), dtype=torch.float32))
-        self.register_buffer("first_inverse", self.first.T.contiguous())
-        self.register_buffer("place", torch.tensor(place))
-        self.register_buffer("bin_at", torch.tensor(folded))
+class FoldedDft:
+    """Adds transforms to a graph; the two directions share their constants."""
 
-    def forward(self, frame: Tensor) -> Tensor:
-        """Shape: `frame` [1, 512], result [2, 257] (real, imaginary)."""
-        inner = self.first @ frame.view(_N1, _N2)
-        outer = inner.view(_K1, 1, 2 * _N2) @ self.second
-        return outer.view(_K1, 2, _N2).transpose(0, 1).reshape(2, _K1 * _N2)[:, self.place]
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        self._first = nodes.constant(_FIRST)
 
-    def inverse(self, spectrum: Tensor) -> Tensor:
-        """Shape: `spectrum` [2, 257], result [1, 512]."""
-        outer = spectrum[:, self.bin_at].view(2, _K1, _N2).transpose(0, 1).reshape(_K1, 1, 2 * _N2)
-        inner = outer @ self.second_inverse
-        return (self.first_inverse @ inner.view(2 * _K1, _N2)).view(1, _N)
+    def spectrum(self, frame: str) -> str:
+        """Shape: `frame` has 512 samples in any shape; the result is [2, 272]."""
+        nodes = self._nodes
+        inner = nodes("Gemm", nodes.reshape(frame, _N1, _N2), self._first, transA=1)
+        inner = nodes("Mul", nodes.reshape(inner, -1, BLOCK), nodes.constant(_TWIDDLE))
+        return nodes.reshape(nodes("MatMul", nodes.constant(_SECOND), inner), 2, N_FOLDED)
+
+    def frame(self, rows: str, mix: np.ndarray) -> str:
+        """The 512 samples [32, 16] of the folded spectrum that `mix` @ `rows` has as its blocks.
+
+        Shape: `rows` [R, 17], `mix` [32, R]: the 16 blocks of the real part, then those of the imaginary one.
+        """
+        nodes = self._nodes
+        inner = nodes("MatMul", nodes.constant(_SECOND.T @ mix), rows)
+        inner = nodes("Mul", inner, nodes.constant(_INVERSE_TWIDDLE))
+        return nodes("Gemm", self._first, nodes.reshape(inner, _N2, -1), transB=1)

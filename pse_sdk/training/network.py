@@ -25,7 +25,10 @@ State = dict[str, Tensor]
 
 LEVEL_SECONDS = 2.0     # time constant of the running level
 LEVEL_FLOOR = 1e-9      # power of a frame's bin below which input counts as silence: about -120 dBFS
+LEVEL_DECAY = 1.0 - STFT.hop_seconds / LEVEL_SECONDS
+NO_WEIGHT = 1e-12       # keeps the quotient of two empty sums from being 0 / 0
 FEATURE_FLOOR = 1e-5    # 50 dB below the running level: what lies deeper is not heard
+FEATURE_SCALE, FEATURE_OFFSET = 0.25, 1.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Denoiser(nn.Module):
         power = noisy.square().sum(2)
         level, next_level = self._running_level(power.mean(2), state["level"])
         bands = (power @ self.band_mean) / (level + LEVEL_FLOOR).unsqueeze(2)
-        features = torch.log(bands + FEATURE_FLOOR) * 0.25 + 1.0
+        features = torch.log(bands + FEATURE_FLOOR) * FEATURE_SCALE + FEATURE_OFFSET
 
         next_state: State = {"level": next_level}
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
@@ -158,13 +161,13 @@ class Denoiser(nn.Module):
         """
         if self.config.looks_ahead:
             heard = (power > LEVEL_FLOOR).to(power.dtype)
-            return ((power * heard).sum(1, keepdim=True) / (heard.sum(1, keepdim=True) + 1e-12)).expand_as(power), state
+            level = (power * heard).sum(1, keepdim=True) / (heard.sum(1, keepdim=True) + NO_WEIGHT)
+            return level.expand_as(power), state
         n_frames = power.shape[1]
-        decay = 1.0 - STFT.hop_seconds / LEVEL_SECONDS
         age = torch.arange(n_frames, device=power.device)
-        kernel = torch.where(age[:, None] >= age, decay ** (age[:, None] - age).clamp_min(0).to(power.dtype), 0.0)
-        fading = decay ** (age + 1).to(power.dtype)
+        kernel = torch.where(age[:, None] >= age, LEVEL_DECAY ** (age[:, None] - age).clamp_min(0).to(power.dtype), 0.0)
+        fading = LEVEL_DECAY ** (age + 1).to(power.dtype)
         heard = (power > LEVEL_FLOOR).to(power.dtype)
-        inputs = torch.stack([power * heard, heard], dim=2) * (1.0 - decay)     # [B, N, 2]
+        inputs = torch.stack([power * heard, heard], dim=2) * (1.0 - LEVEL_DECAY)   # [B, N, 2]
         sums = kernel @ inputs + fading[:, None] * state.unsqueeze(1)
-        return sums[..., 0] / (sums[..., 1] + 1e-12), sums[:, -1]
+        return sums[..., 0] / (sums[..., 1] + NO_WEIGHT), sums[:, -1]

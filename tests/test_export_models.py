@@ -1,0 +1,47 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from pse_sdk.model_format import ModelInfo
+from pse_sdk.onnx_denoiser import OnnxDenoiser
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+from pse_sdk.training import onnx_export  # noqa: E402
+from pse_sdk.training.pretrain import save_weights  # noqa: E402
+
+PROGRAM = Path(__file__).parent.parent / "export" / "models.py"
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Run it with arguments."""
+    monkeypatch.setattr(onnx_export, "PARITY_STEPS", 50)
+    spec = importlib.util.spec_from_file_location("export_models", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(PROGRAM), *map(str, arguments)])
+        module.main()
+    return run
+
+
+def test_a_size_exported_again_has_the_weights_beside_it_and_the_description_it_had(program, tmp_path, tiny_network):
+    told = ModelInfo("tiny", 0, 0, 0, 0, 0, created="2026-01-31", scores={"hours_of_mixtures": 3.5})
+    other = type(tiny_network)(tiny_network.config)
+    (tmp_path / "tiny.onnx").write_bytes(onnx_export.export_model(other, told))
+    save_weights(tiny_network, tmp_path / "tiny.safetensors")
+    before = OnnxDenoiser(tmp_path / "tiny.onnx")
+    program("--again", "tiny", "--into", tmp_path)
+    after = OnnxDenoiser(tmp_path / "tiny.onnx")
+    assert after.info == before.info and after.info.scores == told.scores
+    assert after.model == onnx_export.export_model(tiny_network, told) != before.model
+
+
+def test_without_anything_to_export_it_says_so(program, capsys):
+    with pytest.raises(SystemExit):
+        program()
+    assert "--again" in capsys.readouterr().err
