@@ -41,7 +41,7 @@ from score_tables import CLEAN_SET, Result, gains, mean_over_clips, summary, sum
 
 from pse_sdk import Enhancer
 from pse_sdk.benchmark import environment, environment_line, installed_generalists
-from pse_sdk.config import SIZES
+from pse_sdk.config import MODELS, SIZES
 from pse_sdk.errors import MissingDependencyError, PseError
 from pse_sdk.metrics import SI_SDR_LIMIT_DB, score, si_sdr
 
@@ -205,10 +205,8 @@ def other_system(peer: str, peers: Path | None) -> System:
     if not peer:
         return System(NOISY, lambda noisy: noisy)
     if peer == TEACHER:
-        from pse_sdk.training.teacher import estimate_speech, load_teacher
-        teacher = load_teacher()
-        weights = b"".join(value.numpy().tobytes() for value in teacher.state_dict().values())
-        return System(hashlib.sha256(weights).hexdigest(), lambda noisy: estimate_speech(teacher, noisy))
+        from pse_sdk.training.teacher import Teacher
+        return System(f"{TEACHER} {digest_of_files(MODELS, '*')}", Teacher().estimate)
     assert peers is not None
     sys.path.insert(0, str(peers.parent))
     try:
@@ -292,9 +290,9 @@ def digest(*values: object) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 
-def digest_of_files(folder: Path) -> str:
+def digest_of_files(folder: Path, pattern: str = "*.wav") -> str:
     whole = hashlib.sha256()
-    for path in sorted(folder.glob("*.wav")):
+    for path in sorted(folder.glob(pattern)):
         whole.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
 

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from pse_sdk import Enhancer
 from pse_sdk.config import STFT
 from pse_sdk.errors import ModelFileError
 from pse_sdk.training.losses import spectrogram
 from pse_sdk.training.network import build_network
-from pse_sdk.training.teacher import CHUNK, MARGIN, estimate_speech, load_teacher
+from pse_sdk.training.teacher import CHUNK, MARGIN, Teacher, estimate_speech, load_teacher
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,14 @@ def test_the_level_does_not_matter(teacher):
     samples = np.random.default_rng(1).standard_normal(32_000).astype(np.float32)
     loud, quiet = estimate_speech(teacher, 0.3 * samples), estimate_speech(teacher, 0.003 * samples)
     np.testing.assert_allclose(quiet * 100, loud, atol=1e-4)
+
+
+def test_both_networks_are_heard_and_aligned(teacher):
+    samples = 0.1 * np.random.default_rng(2).standard_normal(32_000).astype(np.float32)
+    causal = Enhancer(size="large").enhance(samples, STFT.sample_rate)
+    both = Teacher().estimate(samples)
+    np.testing.assert_allclose(both, (causal + estimate_speech(teacher, samples)) / 2, atol=1e-6)
+    assert both.shape == samples.shape and both.dtype == np.float32
 
 
 def test_an_installation_without_it_says_so(tmp_path):

@@ -24,7 +24,7 @@ from .guard import Score, held_out, judge
 from .network import Denoiser, build_network
 from .onnx_export import export_model
 from .pseudo_mixtures import AUTO, METHODS, NoiseBanks, Pair, PseudoMixtures
-from .teacher import estimate_speech, load_teacher
+from .teacher import Teacher
 
 LEAST_SPEECH_SECONDS = 20.0
 LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own error is several dB
@@ -108,13 +108,13 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
 
     parts = split(stretches)
     progress("teach", 0.05, left(), "estimating the speech in the recordings")
-    teacher = load_teacher()
+    teacher = Teacher()
     pairs: dict[str, list[Pair]] = {name: [] for name in parts}
     for name, part in parts.items():
         for stretch in part:
             if left() < FINISH_SECONDS:
                 return None, out_of_time()
-            pairs[name].append(Pair(stretch, estimate_speech(teacher, stretch.samples)))
+            pairs[name].append(Pair(stretch, teacher.estimate(stretch.samples)))
     pairs_of_clean = {name: [Pair.of_clean(stretch) for stretch in part] for name, part in split(clean).items()}
     pairs = {name: part + pairs_of_clean[name] for name, part in pairs.items()}
     rng = np.random.default_rng(job.seed)
