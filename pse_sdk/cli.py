@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--method", choices=METHODS, default="auto")
     sub.add_argument("--budget", type=float, default=180, metavar="SECONDS", help="for everything (%(default)s)")
     sub.add_argument("--threads", type=int, help="of the training; default: one for each core, at most four")
+    sub.add_argument("--nice", type=int, default=0, help="0 to 19: how readily it gives way to other programs")
     sub.add_argument("--clean", nargs="+", help="files or folders with seconds of the same voice without noise")
     sub.add_argument("--noise", nargs="+", help="files or folders with noises to remove, beside those made here")
     sub.add_argument("--seed", type=int, default=0)
@@ -150,7 +151,7 @@ def _personalize(args: argparse.Namespace) -> int:
     with _ProgressLine() as progress:
         enhancer = Enhancer.personalize(args.recordings, clean=args.clean, noise=args.noise, method=args.method,
                                         size=args.size, budget_seconds=args.budget, threads=args.threads,
-                                        seed=args.seed, on_progress=progress)
+                                        nice=args.nice, seed=args.seed, on_progress=progress)
     report = enhancer.report
     assert report is not None
     keep = not report.accepted and args.out.exists()

@@ -171,6 +171,7 @@ class Enhancer:
         size: str = "small",
         budget_seconds: float = 180,
         threads: int | None = None,
+        nice: int = 0,
         steps: int | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         seed: int = 0,
@@ -191,6 +192,7 @@ class Enhancer:
             size: "tiny", "small", "medium" or "large".
             budget_seconds: for everything, from reading to the verdict; at least 20.
             threads: of the training, by default one for each core, at most four.
+            nice: 0 to 19: how readily the training gives way to other programs (POSIX systems).
             steps: number of training steps instead of as many as the budget allows, to repeat an earlier run.
             on_progress: called a few times a second with a `Progress`; if it returns False, training is cancelled.
             seed: same seed, recordings, threads and number of steps, same specialist.
@@ -202,7 +204,7 @@ class Enhancer:
             PersonalizationError: the training process failed.
         """
         model, report = run_job(recordings, clean=clean, noise=noise, method=method, size=size,
-                                budget_seconds=budget_seconds, threads=threads, steps=steps,
+                                budget_seconds=budget_seconds, threads=threads, nice=nice, steps=steps,
                                 on_progress=on_progress, seed=seed)
         enhancer = cls(size=size)
         enhancer._use(enhancer._denoiser if model is None else OnnxDenoiser(model), report)

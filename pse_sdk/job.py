@@ -56,6 +56,7 @@ def run_job(
     size: str,
     budget_seconds: float,
     threads: int | None,
+    nice: int,
     steps: int | None,
     on_progress: Callable[[Progress], object] | None,
     seed: int,
@@ -65,7 +66,7 @@ def run_job(
     Arguments and errors are those of `Enhancer.personalize`.
     """
     check_function(on_progress, "on_progress")
-    settings = _checked(method, size, budget_seconds, threads, steps, seed)
+    settings = _checked(method, size, budget_seconds, threads, nice, steps, seed)
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
     read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
@@ -82,7 +83,7 @@ def run_job(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _checked(method: str, size: str, budget_seconds: float, threads: int | None, steps: int | None,
+def _checked(method: str, size: str, budget_seconds: float, threads: int | None, nice: int, steps: int | None,
              seed: int) -> dict[str, Any]:
     """The settings for the training process, once every one of them is in range and can be followed here."""
     if method not in METHODS:
@@ -92,7 +93,7 @@ def _checked(method: str, size: str, budget_seconds: float, threads: int | None,
     if threads is None:
         threads = min(4, os.cpu_count() or 1)
     settings = {
-        "method": method, "size": size, "nice": 0,
+        "method": method, "size": size, "nice": as_whole_number(nice, "nice", 0, 19),
         "budget_seconds": as_number(budget_seconds, "budget_seconds", SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS),
         "threads": as_whole_number(threads, "threads", 1, 256),
         "steps": None if steps is None else as_whole_number(steps, "steps", 1, 10**6),

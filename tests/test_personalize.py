@@ -119,6 +119,19 @@ def test_progress_starts_at_nothing_and_never_runs_back(hum):
 
 
 @needs_models
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the child")
+def test_training_gives_way_when_asked_to(hum):
+    seen = []
+
+    def look(progress):
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+        if progress.stage == "analyse":
+            seen.extend(os.getpriority(os.PRIO_PROCESS, int(child)) for child in children.read_text().split())
+    Enhancer.personalize([hum], size="tiny", budget_seconds=30, nice=5, on_progress=look)
+    assert max(seen) >= os.nice(0) + 5
+
+
+@needs_models
 def test_returning_false_cancels(hum):
     with pytest.raises(PersonalizationCancelled):
         Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=lambda now: now.stage == "read")
@@ -148,7 +161,8 @@ def test_a_killed_training_process_is_one_line_of_our_own(hum, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [
     {"method": "magic"}, {"size": "huge"}, {"budget_seconds": 3}, {"budget_seconds": float("nan")}, {"threads": 0},
-    {"steps": 0}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"on_progress": 3},
+    {"steps": 0}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"nice": 20}, {"nice": -1},
+    {"on_progress": 3},
 ])
 def test_a_wrong_setting_is_refused_before_anything_is_read(wrong):
     with pytest.raises(SettingsError) as refusal:
