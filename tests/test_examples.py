@@ -1,4 +1,5 @@
 import importlib.util
+import shutil
 import subprocess
 import sys
 import wave
@@ -73,3 +74,50 @@ def test_ten_lines_refuse_what_they_cannot_read(tiny_model, tmp_path, rate, chan
 def test_ten_lines_without_arguments_say_how_to_use_them():
     result = run()
     assert result.returncode == 1 and "noisy.wav" in result.stderr
+
+
+# The same model file in another language.
+
+NODE_MODULES = EXAMPLES.parent / "build" / "node" / "node_modules"
+
+
+@pytest.fixture
+def node(tmp_path):
+    """Runs enhance.mjs from a folder that has onnxruntime-node, as a user's has."""
+    if shutil.which("node") is None:
+        pytest.skip("Node.js is not installed")
+    if not (NODE_MODULES / "onnxruntime-node").is_dir():
+        pytest.skip("no onnxruntime-node in build/node; .ci/run installs it where npm is")
+    shutil.copy(EXAMPLES / "enhance.mjs", tmp_path)
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    return lambda *arguments: subprocess.run(["node", str(tmp_path / "enhance.mjs"), *map(str, arguments)],
+                                             capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 257, 48_000])
+def test_javascript_agrees_with_python(node, enhancer, tiny_model, noisy, tmp_path, n_samples):
+    samples = np.rint(noisy[:n_samples] * 2**15)
+    write_wav(tmp_path / "noisy.wav", samples)
+    result = node(tiny_model, tmp_path / "noisy.wav", tmp_path / "enhanced.wav")
+    assert result.returncode == 0, result.stderr
+    expected = enhancer.enhance((samples / 2**15).astype(np.float32), 16_000)
+    written = read_wav(tmp_path / "enhanced.wav") / 2**15
+    assert written.shape == expected.shape
+    np.testing.assert_allclose(written, expected, rtol=0, atol=1e-4)
+
+
+def test_javascript_knows_the_delay_of_every_size():
+    from pse_sdk.config import STFT
+    assert f"DELAY = {STFT.delay}," in (EXAMPLES / "enhance.mjs").read_text()
+
+
+@pytest.mark.parametrize("rate, channels", [(48_000, 1), (16_000, 2)])
+def test_javascript_refuses_what_it_cannot_read(node, tiny_model, tmp_path, rate, channels):
+    write_wav(tmp_path / "noisy.wav", np.zeros(200), rate, channels)
+    result = node(tiny_model, tmp_path / "noisy.wav", tmp_path / "enhanced.wav")
+    assert result.returncode == 1 and "expected 16 kHz" in result.stderr
+    assert not (tmp_path / "enhanced.wav").exists()
+
+
+def test_javascript_is_at_most_sixty_lines():
+    assert len((EXAMPLES / "enhance.mjs").read_text().splitlines()) <= 60
