@@ -21,7 +21,6 @@ program at any time and start it again with --resume. Needs pse_sdk[train,bench]
 
 import argparse
 import hashlib
-import importlib
 import json
 import os
 import signal
@@ -40,10 +39,12 @@ import soundfile
 from score_tables import CLEAN_SET, Result, gains, mean_over_clips, summary, summary_page, users_page
 
 from pse_sdk import Enhancer
-from pse_sdk.benchmark import environment, environment_line, installed_generalists
+from pse_sdk.benchmark import installed_generalists
 from pse_sdk.config import MODELS, SIZES
 from pse_sdk.errors import MissingDependencyError, PseError
 from pse_sdk.metrics import SI_SDR_LIMIT_DB, score, si_sdr
+from pse_sdk.peers import make_peer
+from pse_sdk.tables import environment, environment_line
 
 RATE = 16_000
 SETS = ("noise", "elsewhere", "talker", CLEAN_SET)
@@ -189,6 +190,8 @@ def run_task(task: Task, settings: Settings) -> Result:
     if task.method:
         enhancer, made = specialist(task, settings, enhancer)
         result = replace(result, start=task.start, **made)
+    else:
+        result = replace(result, digest=enhancer.digest)
     ours = System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, RATE))
     return replace(result, sets=evaluate(task.user, ours, settings), n_parameters=enhancer.n_parameters)
 
@@ -208,11 +211,7 @@ def other_system(peer: str, peers: Path | None) -> System:
         from pse_sdk.training.teacher import Teacher
         return System(f"{TEACHER} {digest_of_files(MODELS, '*')}", Teacher().estimate)
     assert peers is not None
-    sys.path.insert(0, str(peers.parent))
-    try:
-        made = importlib.import_module(peers.stem).make(peer)
-    except Exception as error:      # whatever a stranger's file raises
-        raise PseError(f"{peers}: no peer {peer!r} can be made here ({type(error).__name__}: {error})") from error
+    made = make_peer(peers, peer)
     return System(f"{peer} {digest(peers.read_bytes())}", lambda noisy: np.asarray(made.enhance(noisy), np.float32))
 
 

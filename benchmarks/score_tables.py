@@ -36,6 +36,8 @@ class Result:
     sets: dict[str, list[dict[str, Any]]]
     """Name of a set -> its clips, each with the metrics by name."""
     n_parameters: int = 0
+    digest: str = ""
+    """Of the model file, where all users share it."""
     start: str = ""
     """The generalist that training started from, for specialists."""
     status: str = ""

@@ -1,7 +1,7 @@
-"""What a model costs on this machine: time per hop, CPU at real time, start, memory, size.
+"""What a model costs on this machine: time per hop, CPU at real time, start, memory, size. Ours and other people's.
 
-Nothing but numpy and onnxruntime is needed. `method_notes` says how each figure is measured; it stands below every
-table. `benchmarks/latency.py` and `pse benchmark` print what is measured here.
+Nothing but numpy and onnxruntime is needed. `benchmark_report` makes pages of what is measured here, and says how each
+figure is measured; `pse benchmark` and `benchmarks/latency.py` print them.
 """
 
 import json
@@ -25,11 +25,8 @@ from .enhancer import Enhancer, generalist
 from .errors import ModelFileError, PseError
 from .macs import count_macs
 from .onnx_denoiser import OnnxDenoiser
+from .peers import make_streaming_peer
 from .stream import EnhancementStream
-from .tables import environment, environment_line, format_table
-
-__all__ = ["EMPTY", "QUICK", "LatencyPlan", "LatencyRow", "Times", "environment", "environment_line",
-           "installed_generalists", "markdown_table", "measure_latency", "method_notes"]
 
 Model = Enhancer | str | os.PathLike[str]
 
@@ -73,13 +70,18 @@ class Times:
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One model's costs. The names' last parts are the units; `method_notes` says what each is."""
+    """One denoiser's costs. The names' last parts are the units; `benchmark_report.method_notes` says what each is.
+
+    None is what cannot be known of a peer.
+    """
 
     name: str
-    n_parameters: int
-    macs_per_second: float
-    file_bytes: int
-    delay_samples: int
+    digest: str                     # of the model file; empty for peers
+    n_parameters: int | None
+    macs_per_second: float | None
+    file_bytes: int | None
+    hop_ms: float
+    delay_samples: int              # at the denoiser's own rate
     delay_ms: float
     latency_ms: float
     load_ms: float
@@ -90,6 +92,7 @@ class LatencyRow:
     process_us: Times
     paced_us: Times
     cpu_percent: float
+    cpu_us_per_second: float
     real_time_factor: float
 
 
@@ -97,41 +100,46 @@ def measure_latency(
     models: Mapping[str, Model],
     plan: LatencyPlan | None = None,
     on_progress: Callable[[str], object] | None = None,
+    peers: Sequence[tuple[str | os.PathLike[str], str]] = (),
 ) -> list[LatencyRow]:
-    """Measure `models`, and an empty graph beside them, taking turns so that other load hits all alike.
+    """Measure `models` and `peers`, and an empty graph beside them, taking turns so that other load hits all alike.
 
     The calling thread is pinned to one core meanwhile, where the system allows it.
 
     Args:
         models: name in the table -> an `Enhancer` or the path of a model file.
         on_progress: called with a few words before each part.
+        peers: Python file and name of each (see `pse_sdk.peers`); in the table they are called "peer NAME".
 
     Raises:
         ModelFileError: a model file that cannot be used.
-        PseError: a fresh process failed.
+        PseError: a fresh process failed, or a peer cannot be made or takes no hops.
     """
     plan = plan or LatencyPlan()
     say = on_progress or (lambda words: None)
     with tempfile.TemporaryDirectory() as folder, _pinned_to_one_core():
         paths = _as_files({EMPTY: None, **models}, Path(folder))
-        benches = {name: _Bench(path, plan.seed) for name, path in paths.items()}
+        subjects: dict[str, _Model | _Peer] = {name: _Model(path) for name, path in paths.items()}
+        subjects |= {f"peer {name}": _Peer(Path(file), name) for file, name in peers}
+        benches = {name: _Bench(subject, plan.seed) for name, subject in subjects.items()}
 
         say("fresh processes")
-        starts: dict[str, list[dict[str, Any]]] = {name: [] for name in paths}
+        starts: dict[str, list[dict[str, Any]]] = {name: [] for name in subjects}
         for _ in range(plan.n_fresh):
-            for name, path in paths.items():
-                starts[name].append(_start_fresh(path))
+            for name, subject in subjects.items():
+                starts[name].append(subject.start_fresh())
         say("steps, hot")
-        steps = _take_turns({name: bench.step for name, bench in benches.items()}, benches, plan.n_steps)
+        steps = _take_turns({name: subject.step for name, subject in subjects.items()}, benches, plan.n_steps)
         say("stream, hot")
-        processes = _take_turns({name: bench.process for name, bench in benches.items()}, benches, plan.n_steps)
-        paced: dict[str, list[_Paced]] = {name: [] for name in paths}
+        processes = _take_turns({name: subject.process for name, subject in subjects.items()}, benches, plan.n_steps)
+        paced: dict[str, list[_Paced]] = {name: [] for name in subjects}
         for turn in range(N_PACED_TURNS):
             for name, bench in benches.items():
                 say(f"at real time, {name}, {turn + 1} of {N_PACED_TURNS}")
                 paced[name].append(bench.pace(plan.seconds / N_PACED_TURNS))
 
-    return [_row(name, benches[name], starts[name], steps[name], processes[name], paced[name]) for name in paths]
+    return [_row(name, subject, starts[name], steps[name], processes[name], paced[name])
+            for name, subject in subjects.items()]
 
 
 def installed_generalists() -> dict[str, Path]:
@@ -145,46 +153,65 @@ def installed_generalists() -> dict[str, Path]:
     return found
 
 
-def markdown_table(rows: Sequence[LatencyRow]) -> str:
-    """Two tables: what each model is and takes to start, and its times."""
-    rest = [["model", "parameters", "MMAC/s", "file KiB", "load ms", "start ms", "first hop ms", "memory MiB",
-             "delay samples (ms)", "latency ms"]]
-    rest += [[row.name, f"{row.n_parameters:,}", f"{row.macs_per_second / 1e6:.1f}", f"{row.file_bytes / 1024:.1f}",
-              f"{row.load_ms:.1f}", f"{row.start_ms:.0f}", f"{row.first_step_ms:.2f}",
-              "-" if row.resident_mib is None else f"{row.resident_mib:.0f}",
-              f"{row.delay_samples} ({row.delay_ms:.0f})", f"{row.latency_ms:.0f}"] for row in rows]
-    times = [["model", "step us p50", "p99", "p99.9", "stream us p50", "p99", "p99.9",
-              "at real time us p50", "p99", "p99.9", "CPU %", "real-time factor"]]
-    times += [[row.name, *_percentiles(row.step_us), *_percentiles(row.process_us), *_percentiles(row.paced_us),
-               f"{row.cpu_percent:.2f}", f"{row.real_time_factor:.4f}"] for row in rows]
-    return f"{format_table(rest)}\n\n{format_table(times)}"
-
-
-def method_notes(plan: LatencyPlan) -> str:
-    """How the figures of `markdown_table` were measured: the foot of the table."""
-    return _METHOD.format(plan=plan, empty=EMPTY, n_fresh_steps=N_FRESH_STEPS, turn=TURN, warm_up=WARM_UP,
-                          n_paced_turns=N_PACED_TURNS)
-
-
-_METHOD = """\
-One thread, pinned to one core where the system allows it; ONNX Runtime on the CPU; one channel at the model's own rate;
-the input is noise in bursts. "{empty}" hands its input on: what the runtime and Python cost alone.
-
-- **parameters**: trained ones. **MMAC/s**: millions of multiply-accumulates for a second of audio, in matrix products,
-  convolutions and recurrent layers of the file; its Fourier transforms are matrix products too.
-- **load, start, first hop, memory**: medians of {plan.n_fresh} fresh processes: making the session; from before the
-  first import to the first enhanced hop; that hop alone; resident after {n_fresh_steps} hops.
-- **delay**: samples that the output lags the input. **latency**: the delay and the wait for a whole hop.
-- **step**: one hop through the model, {plan.n_steps:,} times. **stream**: the same through `EnhancementStream.process`.
-  Models take turns of {turn} hops, back to back, after {warm_up} that do not count, so that other load hits all alike.
-- **at real time**: `EnhancementStream.process` called when a hop is due, asleep in between, for {plan.seconds:g} s of
-  audio in {n_paced_turns} turns. Caches and clock cool down meanwhile. **CPU**: of one core, time of the whole process
-  over wall time.
-- **real-time factor**: mean time of `stream` over the duration of a hop.
-"""
-
-
 # Measuring.
+
+
+class _Model:
+    """A model file: alone, and in the stream that an application calls. Keeps the memory of both."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.denoiser = OnnxDenoiser(path)
+        info = self.denoiser.info
+        self.sample_rate, self.hop_length, self.delay = info.sample_rate, info.hop_length, info.delay
+        self.n_parameters: int | None = info.n_parameters
+        self.digest = self.denoiser.digest
+        self._stream = EnhancementStream(self.denoiser, info.sample_rate)
+        self._state = self.denoiser.initial_state()
+
+    def step(self, hop: np.ndarray) -> None:
+        _, self._state = self.denoiser.step(hop[None], self._state)
+
+    def process(self, hop: np.ndarray) -> None:
+        self._stream.process(hop)
+
+    def start_fresh(self) -> dict[str, Any]:
+        return _start_fresh(_LOAD_MODEL, str(self.path))
+
+    def count(self) -> tuple[float | None, int | None]:
+        """Multiply-accumulates for a second of audio, bytes of the file."""
+        model = self.denoiser.model
+        return count_macs(model) * self.sample_rate / self.hop_length, len(model)
+
+
+class _Peer:
+    """Somebody else's denoiser. An application calls its `step` itself."""
+
+    digest = ""
+
+    def __init__(self, file: Path, name: str) -> None:
+        self.file, self.name = file.resolve(), name
+        self._peer = peer = make_streaming_peer(file, name)
+        self.sample_rate, self.hop_length, self.delay = int(peer.sample_rate), int(peer.hop), int(peer.delay)
+        self.n_parameters: int | None = getattr(peer, "params", None)
+
+    def step(self, hop: np.ndarray) -> None:
+        self._peer.step(hop)
+
+    process = step
+
+    def start_fresh(self) -> dict[str, Any]:
+        return _start_fresh(_LOAD_PEER, str(self.file.parent), self.file.stem, self.name)
+
+    def count(self) -> tuple[float | None, int | None]:
+        counted = _run_fresh(["-m", "pse_sdk.peers", str(self.file), self.name])
+        return counted["macs_per_second"], counted["file_bytes"]
+
+
+@dataclass(frozen=True)
+class _Hot:
+    nanoseconds: np.ndarray
+    cpu_seconds: float
 
 
 @dataclass(frozen=True)
@@ -195,33 +222,23 @@ class _Paced:
 
 
 class _Bench:
-    """A model under test with the memory of its streams, and sound for it that repeats after some seconds."""
+    """Sound for a denoiser, one hop after the other, that repeats after some seconds."""
 
-    def __init__(self, path: Path, seed: int) -> None:
-        self.denoiser = OnnxDenoiser(path)
-        self.info = self.denoiser.info
-        self.stream = EnhancementStream(self.denoiser, self.info.sample_rate)
-        self._state = self.denoiser.initial_state()
-        self._hops = _noise_in_bursts(8 * self.info.sample_rate, seed)
-        self._hops = self._hops[:len(self._hops) // self.info.hop_length * self.info.hop_length]
-        self._hops = self._hops.reshape(-1, 1, self.info.hop_length)
+    def __init__(self, subject: _Model | _Peer, seed: int) -> None:
+        self.subject = subject
+        hops = _noise_in_bursts(8 * subject.sample_rate, seed)
+        self._hops = hops[:len(hops) // subject.hop_length * subject.hop_length].reshape(-1, subject.hop_length)
         self._next = 0
 
     def next_hop(self) -> np.ndarray:
-        """[1, hop_length]"""
+        """[hop_length]"""
         self._next = (self._next + 1) % len(self._hops)
         hop: np.ndarray = self._hops[self._next]
         return hop
 
-    def step(self, hop: np.ndarray) -> None:
-        _, self._state = self.denoiser.step(hop, self._state)
-
-    def process(self, hop: np.ndarray) -> None:
-        self.stream.process(hop[0])
-
     def pace(self, seconds: float) -> _Paced:
         """Process each hop when it is due, as a sound card would ask for it."""
-        period = round(1e9 * self.info.hop_length / self.info.sample_rate)
+        period = round(1e9 * self.subject.hop_length / self.subject.sample_rate)
         nanoseconds = np.empty(max(1, round(seconds * 1e9 / period)), np.int64)
         cpu, start = time.process_time(), time.perf_counter_ns()
         for i in range(len(nanoseconds)):
@@ -230,45 +247,46 @@ class _Bench:
             if wait > 0:
                 time.sleep(wait / 1e9)
             called = time.perf_counter_ns()
-            self.process(hop)
+            self.subject.process(hop)
             nanoseconds[i] = time.perf_counter_ns() - called
         return _Paced(nanoseconds, time.process_time() - cpu, (time.perf_counter_ns() - start) / 1e9)
 
 
 def _take_turns(calls: Mapping[str, Callable[[np.ndarray], None]], benches: Mapping[str, _Bench],
-                n_steps: int) -> dict[str, np.ndarray]:
-    """Nanoseconds of `n_steps` calls each, rounded up to whole turns."""
+                n_steps: int) -> dict[str, _Hot]:
+    """`n_steps` calls each, rounded up to whole turns."""
     n_turns = -(-n_steps // TURN)
     nanoseconds = {name: np.empty((n_turns, TURN), np.int64) for name in calls}
+    cpu_seconds = dict.fromkeys(calls, 0.0)
     for turn in range(n_turns):
         for name, call in calls.items():
             bench, times = benches[name], nanoseconds[name][turn]
             for _ in range(WARM_UP):
                 call(bench.next_hop())
+            cpu = time.process_time()
             for i in range(TURN):
                 hop = bench.next_hop()
                 start = time.perf_counter_ns()
                 call(hop)
                 times[i] = time.perf_counter_ns() - start
-    return {name: times.reshape(-1) for name, times in nanoseconds.items()}
+            cpu_seconds[name] += time.process_time() - cpu
+    return {name: _Hot(times.reshape(-1), cpu_seconds[name]) for name, times in nanoseconds.items()}
 
 
+# What a fresh process runs; LOAD makes `step`, `hop_length` and `before_load`, and takes arguments from the second on.
 _FRESH_PROCESS = """
 import time
 start = time.perf_counter()
 import json, sys
 import numpy as np
-from pse_sdk.enhancer import Enhancer
-before_load = time.perf_counter()
-enhancer = Enhancer(sys.argv[1])
+LOAD
 load = time.perf_counter() - before_load
-stream = enhancer.stream(enhancer.sample_rate)
-hop = np.full(enhancer.info.hop_length, 0.1, np.float32)
+hop = np.full(hop_length, 0.1, np.float32)
 before_step = time.perf_counter()
-stream.process(hop)
+step(hop)
 end = time.perf_counter()
-for _ in range(int(sys.argv[2]) - 1):
-    stream.process(hop)
+for _ in range(int(sys.argv[1]) - 1):
+    step(hop)
 try:
     with open("/proc/self/status") as status:
         resident = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
@@ -282,42 +300,66 @@ print(json.dumps({"load_ms": load * 1e3, "start_ms": (end - start) * 1e3, "first
                   "resident_mib": resident}))
 """
 
+_LOAD_MODEL = """
+from pse_sdk.enhancer import Enhancer
+before_load = time.perf_counter()
+enhancer = Enhancer(sys.argv[2])
+hop_length, step = enhancer.info.hop_length, enhancer.stream(enhancer.sample_rate).process
+"""
 
-def _start_fresh(path: Path) -> dict[str, Any]:
+_LOAD_PEER = """
+import importlib
+sys.path.insert(0, sys.argv[2])
+module = importlib.import_module(sys.argv[3])
+before_load = time.perf_counter()
+peer = module.make(sys.argv[4])
+hop_length, step = peer.hop, peer.step
+"""
+
+
+def _start_fresh(load: str, *arguments: str) -> dict[str, Any]:
+    return _run_fresh(["-c", _FRESH_PROCESS.replace("LOAD", load), str(N_FRESH_STEPS), *arguments])
+
+
+def _run_fresh(arguments: Sequence[str]) -> dict[str, Any]:
+    """The JSON that a fresh Python prints as its last line."""
     package_folder = str(Path(__file__).resolve().parent.parent)
     python_path = os.pathsep.join(filter(None, [package_folder, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", _FRESH_PROCESS, str(path), str(N_FRESH_STEPS)], check=False,
-                          text=True, capture_output=True, env={**os.environ, "PYTHONPATH": python_path})
+    done = subprocess.run([sys.executable, *arguments], check=False, text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": python_path})
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PseError(f"a fresh Python process could not run {path.name} (exit {done.returncode}: {reason}); "
-                       "check that this Python starts from a shell")
-    values: dict[str, Any] = json.loads(done.stdout)
+        raise PseError(f"a fresh Python process could not run {Path(arguments[-1]).name} (exit {done.returncode}: "
+                       f"{reason}); check that this Python starts from a shell")
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return values
 
 
-def _row(name: str, bench: _Bench, starts: Sequence[Mapping[str, Any]], steps: np.ndarray, processes: np.ndarray,
+def _row(name: str, subject: _Model | _Peer, starts: Sequence[Mapping[str, Any]], steps: _Hot, processes: _Hot,
          paced: Sequence[_Paced]) -> LatencyRow:
-    info = bench.info
-    hop_seconds = info.hop_length / info.sample_rate
+    hop_seconds = subject.hop_length / subject.sample_rate
     resident = [start["resident_mib"] for start in starts if start["resident_mib"] is not None]
-    process_us = Times.of(processes)
+    process_us = Times.of(processes.nanoseconds)
+    macs_per_second, file_bytes = subject.count()
     return LatencyRow(
         name=name,
-        n_parameters=info.n_parameters,
-        macs_per_second=count_macs(bench.denoiser.model) / hop_seconds,
-        file_bytes=len(bench.denoiser.model),
-        delay_samples=info.delay,
-        delay_ms=info.delay / info.sample_rate * 1e3,
-        latency_ms=bench.stream.latency_seconds * 1e3,
+        digest=subject.digest,
+        n_parameters=subject.n_parameters,
+        macs_per_second=macs_per_second,
+        file_bytes=file_bytes,
+        hop_ms=hop_seconds * 1e3,
+        delay_samples=subject.delay,
+        delay_ms=subject.delay / subject.sample_rate * 1e3,
+        latency_ms=(subject.delay + subject.hop_length) / subject.sample_rate * 1e3,
         load_ms=statistics.median(start["load_ms"] for start in starts),
         start_ms=statistics.median(start["start_ms"] for start in starts),
         first_step_ms=statistics.median(start["first_step_ms"] for start in starts),
         resident_mib=statistics.median(resident) if resident else None,
-        step_us=Times.of(steps),
+        step_us=Times.of(steps.nanoseconds),
         process_us=process_us,
         paced_us=Times.of(np.concatenate([turn.nanoseconds for turn in paced])),
         cpu_percent=100 * sum(turn.cpu_seconds for turn in paced) / sum(turn.wall_seconds for turn in paced),
+        cpu_us_per_second=processes.cpu_seconds * 1e6 / (len(processes.nanoseconds) * hop_seconds),
         real_time_factor=process_us.mean / 1e6 / hop_seconds,
     )
 
@@ -355,6 +397,3 @@ def _noise_in_bursts(n_samples: int, seed: int) -> np.ndarray:
     noise = np.random.default_rng(seed).standard_normal(n_samples)
     return np.asarray(0.05 * bursts * noise, np.float32)
 
-
-def _percentiles(times: Times) -> list[str]:
-    return [f"{value:.0f}" if value >= 100 else f"{value:.1f}" for value in (times.p50, times.p99, times.p999)]

@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import METHODS, Enhancer, Progress, PseError, __version__
+from .arguments import as_number
 from .audio_file import ENHANCED_SUFFIX, audio_files
 from .config import SIZES
-from .errors import AudioError, ModelFileError, SettingsError, printable
+from .errors import AudioError, SettingsError, printable
 from .quiet import quiet_libraries
 
 DONE, KEPT, REFUSED, STOPPED = 0, 1, 2, 130
@@ -128,8 +129,15 @@ def _parser() -> argparse.ArgumentParser:
 
     command("devices", _devices, "List microphones and speakers.")
 
-    sub = command("benchmark", _benchmark, "Measure what each model costs on this machine.")
-    sub.add_argument("models", nargs="*", type=Path, help="model files, beside the generalists")
+    sub = command("benchmark", _benchmark, "Measure what each model costs on this machine, side by side.")
+    sub.add_argument("models", nargs="*", metavar="[NAME=]FILE", help="model files, beside the generalists")
+    sub.add_argument("--peers", nargs="+", default=[], metavar=("FILE", "NAME"),
+                     help="other people's denoisers: a Python file with make(name), and names")
+    sub.add_argument("--quality", type=Path, metavar="JSON",
+                     help="of benchmarks/personalization.py: scores of the models and peers that have a name there")
+    sub.add_argument("--set", default="noise", help="which of its test sets (%(default)s)")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots as well")
+    sub.add_argument("--seconds", type=float, help="of audio at real time, for each model")
     sub.add_argument("--quick", action="store_true", help="seconds instead of minutes")
 
     sub = command("info", _info, "Say what a model file is.")
@@ -243,27 +251,34 @@ def _devices(args: argparse.Namespace) -> int:
     return DONE
 
 
+@quiet_libraries()
 def _benchmark(args: argparse.Namespace) -> int:
-    from .benchmark import (
-        QUICK,
-        LatencyPlan,
-        environment,
-        environment_line,
-        markdown_table,
-        measure_latency,
-        method_notes,
-    )
+    from .benchmark import QUICK, LatencyPlan, installed_generalists, measure_latency
+    from .benchmark_page import comparison_page
+    from .benchmark_report import Comparison, read_quality
+    from .tables import environment
+    if len(args.peers) == 1:
+        raise SettingsError("--peers needs a Python file and at least one name")
+    if args.html:
+        _check_folder(args.html, "--html")
     plan = QUICK if args.quick else LatencyPlan()
-    models: dict[str, Enhancer] = {}
-    for size in SIZES:
-        with contextlib.suppress(ModelFileError):       # not every installation ships every size
-            models[f"generalist {size}"] = Enhancer(size=size)
-    models |= {path.stem: Enhancer(path) for path in args.models}
-    rows = measure_latency(models, plan, lambda words: print(f"{words} ...", file=sys.stderr))
-    if args.json:
-        _say(json.dumps({"environment": environment(), "rows": [asdict(row) for row in rows]}))
-    else:
-        _say(environment_line(environment()), markdown_table(rows), method_notes(plan), sep="\n\n")
+    if args.seconds is not None:
+        plan = replace(plan, seconds=as_number(args.seconds, "--seconds", 0.1, 3600))
+    quality = read_quality(args.quality, args.set) if args.quality else None
+    models = {f"generalist {size}": path for size, path in installed_generalists().items()}
+    for given in args.models:
+        name, _, path = given.rpartition("=")
+        name = name or Path(path).stem
+        if name in models:
+            raise SettingsError(f"two models are called {name!r}; name one of them: NAME={path}")
+        models[name] = Path(path)
+    above = environment()       # before measuring makes its own load
+    rows = measure_latency(models, plan, lambda words: print(f"{words} ...", file=sys.stderr),
+                           [(args.peers[0], name) for name in args.peers[1:]])
+    comparison = Comparison(above, plan, rows, quality)
+    if args.html:
+        args.html.write_text(comparison_page("Denoisers side by side", comparison), "utf-8")
+    _say(json.dumps(comparison.values()) if args.json else comparison.markdown())
     return DONE
 
 
@@ -277,18 +292,19 @@ def _info(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _check_folder(path: Path) -> None:
-    """Say now, not after minutes of training, that the model file has nowhere to go."""
+def _check_folder(path: Path, option: str = "--out") -> None:
+    """Say now, not after minutes of work, that its result has nowhere to go."""
     folder = path.parent
     if path.is_dir() or not folder.is_dir():
-        raise SettingsError(f"--out {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {folder}")
+        raise SettingsError(f"{option} {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {folder}")
                             + "; give the path of a file to write")
     probe = folder / f".{path.name}.probe"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise SettingsError(f"--out {path}: cannot be written ({error.strerror}); choose a writable folder") from error
+        raise SettingsError(f"{option} {path}: cannot be written ({error.strerror}); "
+                            "choose a writable folder") from error
 
 
 class _ProgressLine:

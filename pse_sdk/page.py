@@ -67,7 +67,7 @@ def before_after_page(title: str, rows: Sequence[Row], table: Sequence[Sequence[
     paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes)
     sections = "".join(_section(row, tracks, i) for i, (row, tracks) in enumerate(zip(rows, prepared, strict=True)))
     return _PAGE.format(
-        title=escape(title), notes=paragraphs, table=_table(table), sections=sections, style=_STYLE, script=_SCRIPT,
+        title=escape(title), notes=paragraphs, table=table_html(table), sections=sections, style=STYLE, script=_SCRIPT,
         privacy=_PRIVACY.format(clips="1 clip" if len(rows) == 1 else f"{len(rows)} clips", seconds=seconds))
 
 
@@ -80,6 +80,16 @@ def spectrogram_png(samples: np.ndarray, sample_rate: int, loudest: float | None
     Shape: `samples` [T]; the picture is as high as there are bins, and at most `MAX_COLUMNS` wide.
     """
     return _png(_power(samples, sample_rate), loudest)
+
+
+def table_html(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the head first, as `format_table` takes them. All text is escaped; nothing for no rows."""
+    if not cells:
+        return ""
+    head, *body = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+                   for tag, row in zip(["th"] + ["td"] * (len(cells) - 1), cells, strict=True)]
+    return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
+            f'{"".join(f"<tr>{row}</tr>" for row in body)}</tbody></table></div>')
 
 
 def _prepare(row: Row) -> list[np.ndarray]:
@@ -115,15 +125,6 @@ def _card(track: Track, png: bytes, wav: bytes) -> str:
             f'<div class="picture"><img alt="Spectrogram, {label}" src="data:image/png;base64,{_base64(png)}">'
             f'<i class="head"></i></div>'
             f'<audio controls preload="auto" src="data:audio/wav;base64,{_base64(wav)}"></audio></figure>')
-
-
-def _table(cells: Sequence[Sequence[str]]) -> str:
-    if not cells:
-        return ""
-    head, *body = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
-                   for tag, row in zip(["th"] + ["td"] * (len(cells) - 1), cells, strict=True)]
-    return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
-            f'{"".join(f"<tr>{row}</tr>" for row in body)}</tbody></table></div>')
 
 
 def _base64(content: bytes) -> str:
@@ -192,7 +193,7 @@ spectrogram to jump there. Keys while a clip is in use: space, and 1, 2, 3 for t
 </html>
 """
 
-_STYLE = """
+STYLE = """
 :root{--ground:#f6f7f9;--card:#fff;--ink:#181b22;--soft:#5c6472;--line:#dfe3ea;--accent:#0b6e5f;--on-accent:#fff}
 @media (prefers-color-scheme:dark){:root{--ground:#101216;--card:#1a1d24;--ink:#e9ecf1;--soft:#9aa3b2;--line:#2c313b;
 --accent:#4fd1b5;--on-accent:#06231d}}

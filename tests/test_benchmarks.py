@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
@@ -10,14 +11,18 @@ import pytest
 import soundfile
 
 from pse_sdk import benchmark
-from pse_sdk.benchmark import EMPTY, LatencyPlan, Times, environment_line, markdown_table, measure_latency, method_notes
+from pse_sdk.benchmark import EMPTY, LatencyPlan, Times, measure_latency
+from pse_sdk.benchmark_page import Point, comparison_page, scatter_svg
+from pse_sdk.benchmark_report import Comparison, comparison_table, method_notes, read_quality
 from pse_sdk.empty_model import empty_model
 from pse_sdk.enhancer import Enhancer
-from pse_sdk.errors import ModelFileError, PersonalizationError, PseError
+from pse_sdk.errors import ModelFileError, PersonalizationError, PseError, SettingsError
 from pse_sdk.macs import count_macs
 from pse_sdk.metrics import Scores
 from pse_sdk.onnx_denoiser import OnnxDenoiser
+from pse_sdk.peers import make_peer
 from pse_sdk.report import KEPT, Report
+from pse_sdk.tables import environment, environment_line
 
 SHORT = LatencyPlan(n_steps=20, seconds=0.1, n_fresh=1)
 PROGRAMS = Path(__file__).parent.parent / "benchmarks"
@@ -90,7 +95,8 @@ def test_every_model_gets_a_row_beside_the_empty_graph(model_file):
         for times in (row.step_us, row.process_us, row.paced_us):
             assert 0 < times.p50 <= times.p99 <= times.p999
         assert row.step_us.n == row.process_us.n == SHORT.n_steps
-        assert min(row.load_ms, row.start_ms, row.first_step_ms, row.cpu_percent, row.real_time_factor) > 0
+        assert min(row.load_ms, row.start_ms, row.first_step_ms, row.cpu_percent, row.cpu_us_per_second,
+                   row.real_time_factor) > 0
         assert row.start_ms > row.load_ms
 
 
@@ -100,7 +106,7 @@ def test_steps_are_rounded_up_to_whole_turns(model_file):
 
 
 def test_at_real_time_there_are_as_many_calls_as_hops(model_file):
-    paced = benchmark._Bench(model_file, seed=0).pace(seconds=0.16)
+    paced = benchmark._Bench(benchmark._Model(model_file), seed=0).pace(seconds=0.16)
     assert len(paced.nanoseconds) == 10
     assert paced.wall_seconds >= 0.16
 
@@ -130,9 +136,9 @@ def test_percentiles_are_of_microseconds():
 
 def test_the_table_has_a_line_for_each_model_and_a_dash_for_what_is_unknown():
     row = replace(measure_latency({}, SHORT)[0], resident_mib=None)
-    head, line, *_ = [text for text in markdown_table([row]).splitlines() if "---" not in text]
-    assert line.startswith(f"| {EMPTY} | 0 | 0.0 |")
-    assert dict(zip(head.split(" | "), line.split(" | "), strict=True))["memory MiB"] == "-"
+    head, line = comparison_table([row])
+    assert line[:3] == [EMPTY, "0", "0.0"]
+    assert dict(zip(head, line, strict=True))["memory MiB"] == "-"
 
 
 def test_the_notes_say_how_long_was_measured():
@@ -141,7 +147,7 @@ def test_the_notes_say_how_long_was_measured():
 
 
 def test_the_environment_is_one_line_without_missing_parts():
-    line = environment_line({**benchmark.environment(), "load_average": None, "seed": 3})
+    line = environment_line({**environment(), "load_average": None, "seed": 3})
     assert "seed 3" in line and "None" not in line and "\n" not in line
 
 
@@ -149,15 +155,149 @@ def test_the_latency_program_writes_a_page_and_its_figures(monkeypatch, tmp_path
     latency = program(monkeypatch, "latency")
     monkeypatch.setattr(latency, "QUICK", SHORT)
     monkeypatch.setattr(latency, "installed_generalists", dict)
-    page, figures = tmp_path / "new" / "latency.md", tmp_path / "latency.json"
-    monkeypatch.setattr("sys.argv", ["latency.py", "--quick", "--model", str(model_file), "--out", str(page),
-                                     "--json", str(figures), "--seed", "5"])
+    out = tmp_path / "new" / "latency"
+    monkeypatch.setattr("sys.argv", ["latency.py", "--quick", "--model", str(model_file), "--out", str(out),
+                                     "--seed", "5"])
     latency.main()
-    assert "| specialist me |" in page.read_text()
-    assert page.read_text() in capsys.readouterr().out
-    values = json.loads(figures.read_text())
+    page = out.with_suffix(".md").read_text()
+    assert "| specialist me |" in page and "specialist me" in out.with_suffix(".html").read_text()
+    assert page in capsys.readouterr().out
+    values = json.loads(out.with_suffix(".json").read_text())
     assert [row["name"] for row in values["rows"]] == [EMPTY, "specialist me"]
     assert values["plan"]["seed"] == values["environment"]["seed"] == 5
+
+
+# Peers.
+
+PEER = """
+import numpy as np
+
+class Half:
+    sample_rate, hop, delay, params = 48_000, 480, 480, 7
+
+    def step(self, frame):
+        assert frame.shape == (480,) and frame.dtype == np.float32
+        return frame / 2
+
+class Whole(Half):
+    hop = 0
+
+class Broken(Half):
+    def step(self, frame):
+        raise ValueError("out of order")
+
+class Graph(Half):
+    sample_rate, hop = 16_000, 256
+
+    def __init__(self):
+        import onnxruntime
+        self.session = onnxruntime.InferenceSession({model!r}, providers=["CPUExecutionProvider"])
+        self.inputs = {{i.name: np.zeros(i.shape, np.float32) for i in self.session.get_inputs()}}
+        self.step(np.zeros(256, np.float32))        # a warm-up, which is no part of the cost
+
+    def step(self, frame):
+        return self.session.run(None, {{**self.inputs, "samples": frame[None]}})[0][0]
+
+def make(name):
+    return globals()[name]()
+"""
+
+
+@pytest.fixture
+def peer_file(tmp_path, tiny_model):
+    path = tmp_path / f"peers_{tmp_path.name}.py"       # a module is imported once, whatever its folder
+    path.write_text(PEER.format(model=str(tiny_model)))
+    return path
+
+
+def test_a_peer_gets_a_row_with_its_own_hop_and_dashes_for_what_nobody_knows(peer_file):
+    row = measure_latency({}, SHORT, peers=[(peer_file, "Half")])[-1]
+    assert (row.name, row.n_parameters, row.hop_ms, row.delay_ms, row.latency_ms) == ("peer Half", 7, 10, 10, 20)
+    assert row.macs_per_second is row.file_bytes is None
+    assert row.step_us.n == row.process_us.n == SHORT.n_steps and row.paced_us.n == 8   # two of each turn's 25 ms
+    assert min(row.load_ms, row.start_ms, row.first_step_ms, row.cpu_percent, row.cpu_us_per_second) > 0
+    cells = dict(zip(*comparison_table([row]), strict=True))
+    assert cells["MMAC/s"] == cells["file KiB"] == "-"
+
+
+def test_what_a_peer_runs_in_onnx_runtime_is_counted(peer_file, tiny_model):
+    macs_per_second, file_bytes = benchmark._Peer(peer_file, "Graph").count()
+    assert macs_per_second == pytest.approx(count_macs(tiny_model.read_bytes()) * 16_000 / 256)
+    assert file_bytes == tiny_model.stat().st_size
+
+
+@pytest.mark.parametrize("name, why", [("Whole", "whole recordings only"), ("Broken", "out of order"),
+                                       ("Nobody", "Nobody")])
+def test_a_peer_that_cannot_be_measured_is_named(peer_file, name, why):
+    with pytest.raises(PseError, match=why):
+        measure_latency({}, SHORT, peers=[(peer_file, name)])
+
+
+def test_a_file_that_is_no_python_is_named(tmp_path):
+    with pytest.raises(PseError, match="nothing.py"):
+        make_peer(tmp_path / "nothing.py", "Half")
+
+
+# Quality joined, and the page.
+
+
+@pytest.fixture
+def scores(tmp_path):
+    """What benchmarks/personalization.py writes, of the empty graph and of another model called `other`."""
+    means = {"si_sdr_improvement": {"value": 1.5, "half_width": 0.25, "n": 2},
+             "pesq": {"value": 2.0, "half_width": None, "n": 1}, "estoi": {"value": None, "half_width": None, "n": 0}}
+    path = tmp_path / "personalization.json"
+    path.write_text(json.dumps({
+        "environment": {"date": "2026-01-31"}, "summary": {"noise": {EMPTY: means, "other": means}},
+        "results": [{"user": "ann", "system": EMPTY, "n_parameters": 0},
+                    {"user": "ann", "system": "other", "n_parameters": 5, "digest": "another"}]}))
+    return path
+
+
+def test_scores_are_joined_by_name(scores):
+    row = measure_latency({}, SHORT)[0]
+    cells = dict(zip(*comparison_table([row], read_quality(scores)), strict=True))
+    assert (cells["SI-SDRi dB"], cells["PESQ"], cells["ESTOI"]) == ("1.50 ± 0.25", "2.000", "-")
+
+
+def test_scores_of_another_model_of_that_name_are_left_out(scores):
+    row = measure_latency({}, SHORT)[0]
+    quality = read_quality(scores)
+    assert not quality.of(replace(row, name="other", n_parameters=6, digest="another"))
+    assert not quality.of(replace(row, name="other", n_parameters=5, digest="this"))
+    assert quality.of(replace(row, name="other", n_parameters=5, digest="another"))
+
+
+def test_scores_that_cannot_be_read_are_refused_with_the_choice(scores, tmp_path):
+    with pytest.raises(SettingsError, match="choose one of noise"):
+        read_quality(scores, "talker")
+    (tmp_path / "list.json").write_text("[]")
+    for name in ("list.json", "missing.json"):
+        with pytest.raises(SettingsError, match=name):
+            read_quality(tmp_path / name)
+
+
+def test_the_comparison_page_is_whole_in_itself_and_escapes(scores):
+    row = measure_latency({}, SHORT)[0]
+    rows = [row, replace(row, name="<b>", macs_per_second=2e6), replace(row, name="other", digest="another",
+                                                                        n_parameters=5, macs_per_second=3e6)]
+    for quality, n_plots in ((None, 2), (read_quality(scores), 4)):       # of two metrics or of memory, by two costs
+        page = comparison_page("A <title>", Comparison(environment(), SHORT, rows, quality))
+        assert page.count("<svg ") == page.count("</svg>") == n_plots
+        assert "A &lt;title&gt;" in page and "<b>" not in page
+        assert "default-src 'none'" in page and not any(word in page for word in ("http", "src=", "href=", "url("))
+
+
+def test_a_better_and_costlier_point_lies_higher_and_further_right():
+    plot = scatter_svg([Point("low", 10, 1.0), Point("high", 1000, 2.0)], "cost", "quality")
+    (x_high, y_high), (x_low, y_low) = [(float(x), float(y)) for x, y in
+                                        re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', plot)]
+    assert x_high > x_low and y_high < y_low        # SVG counts downwards
+
+
+def test_one_point_makes_a_plot_and_none_makes_nothing():
+    assert "only" in scatter_svg([Point("only", 1.0, 0.0)], "cost", "quality")
+    assert scatter_svg([], "cost", "quality") == ""
 
 
 # Personalization: from scores to a page.

@@ -1,0 +1,81 @@
+"""Other people's denoisers, to be measured beside ours: a Python file whose `make(name)` returns objects like this one.
+
+    peer.sample_rate        in Hz
+    peer.hop                samples from one `step` to the next at that rate; 0 where only whole recordings are enhanced
+    peer.delay              samples by which the output of `step` lags its input
+    peer.params             number of parameters; None or missing where nobody knows
+    peer.step(frame)        one hop [hop] of float32 to the next enhanced hop; the peer keeps its own memory
+    peer.enhance(noisy)     [T] at 16 kHz to [T], aligned with it
+"""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import PseError
+
+N_COUNTED_STEPS = 20
+
+
+def make_peer(file: str | os.PathLike[str], name: str) -> Any:
+    """What `make(name)` of the Python file returns. Its folder stays on `sys.path`, for files that lie beside it.
+
+    Raises:
+        PseError: the file cannot be imported, or makes no such peer.
+    """
+    file = Path(file).resolve()
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    try:
+        return importlib.import_module(file.stem).make(name)
+    except Exception as error:      # whatever a stranger's file raises
+        raise PseError(f"{file.name}: no peer {name!r} can be made here ({type(error).__name__}: {error}); "
+                       "install what it needs, or leave it out") from error
+
+
+def make_streaming_peer(file: str | os.PathLike[str], name: str) -> Any:
+    """A peer that was seen to take one hop.
+
+    Raises:
+        PseError: it cannot be made, works on whole recordings only, or its `step` fails.
+    """
+    peer = make_peer(file, name)
+    if not getattr(peer, "hop", 0):
+        raise PseError(f"peer {name!r} enhances whole recordings only; step times need one with `hop` and `step`")
+    try:
+        peer.step(np.zeros(peer.hop, np.float32))
+    except Exception as error:
+        raise PseError(f"peer {name!r} cannot take a step ({type(error).__name__}: {error}); leave it out") from error
+    return peer
+
+
+def count_graphs(file: str | os.PathLike[str], name: str) -> dict[str, float | None]:
+    """What a peer runs in ONNX Runtime: `macs_per_second` of audio and `file_bytes`; None where it runs something else.
+
+    For a process of its own: the sessions made meanwhile are slow ones that count.
+
+    Raises:
+        PseError: the peer cannot be made, or cannot take a step.
+    """
+    from .macs import counted_sessions
+    with counted_sessions() as sessions:
+        peer = make_streaming_peer(file, name)
+        n_runs = [session.n_runs for session in sessions]       # of making it, and of the hop that was tried
+        noise = np.random.default_rng(0).standard_normal((N_COUNTED_STEPS, peer.hop)).astype(np.float32) / 20
+        for hop in noise:
+            peer.step(hop)
+        macs = sum(session.macs_per_run() * (session.n_runs - before)
+                   for session, before in zip(sessions, n_runs, strict=True))
+    if not sessions:
+        return {"macs_per_second": None, "file_bytes": None}
+    return {"macs_per_second": macs / N_COUNTED_STEPS * peer.sample_rate / peer.hop,
+            "file_bytes": sum(session.n_bytes for session in sessions)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(count_graphs(*sys.argv[1:])))
