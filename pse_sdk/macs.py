@@ -58,7 +58,7 @@ def count_macs(model: bytes) -> int:
 @contextmanager
 def counted_sessions() -> Iterator[list[CountedSession]]:
     """The sessions that anybody in this process makes meanwhile, every one of them a `CountedSession`."""
-    sessions = []
+    sessions: list[CountedSession] = []
 
     def make(*arguments: Any, **named: Any) -> CountedSession:
         sessions.append(CountedSession(*arguments, **named))
