@@ -172,8 +172,9 @@ class PseudoMixtures:
         """Pairs as in Sivaraman and Kim (contrastive mixtures): half are alike. Both have the scale of the first."""
         generator = self._generator
         alike = torch.arange(n) % 2 == 0
-        picks = torch.multinomial(self._chance, 2 * n, replacement=True, generator=generator).view(2, n)
-        picks[1] = torch.where(alike, picks[0], picks[1])
+        pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)
+        away = torch.randint(1, max(2, self.n_segments), (n,), generator=generator)
+        picks = torch.stack([pick, torch.where(alike, pick, (pick + away) % self.n_segments)])
         noises = self._noises.draw(2 * n, SEGMENT_FRAMES * STFT.hop_length, generator).view(2, n, -1)
         noises[1] = torch.where(alike[:, None], noises[1], noises[0])
         shares = torch.rand(2, n, generator=generator)
