@@ -90,7 +90,7 @@ def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, *, mos
     mixture = reference + gains * own.draw(len(reference), length, generator)
     elsewhere = reference + gains * foreign.draw(len(reference), length, generator)
     return HeldOut(mixture, reference, torch.arange(n).repeat(len(SNRS_DB)), elsewhere,
-                   fade(speech, generator) + faint(foreign.draw(n, length, generator), active_rms(speech), generator),
+                   fade(speech + faint(foreign.draw(n, length, generator), active_rms(speech), generator), generator),
                    own.draw(max(4, n), length, generator))
 
 

@@ -196,21 +196,21 @@ class PseudoMixtures:
         return Contrasts(found[0], found[1], alike)
 
     def _kept_speech(self, enhanced: Tensor, noise: Tensor) -> Tensor:
-        """Speech [n, T] as a good recording holds it: words fade to 40 dB below the loudest, over a faint noise.
+        """Speech [n, T] as a good recording holds it: over a faint noise, from loud words to words 40 dB below.
 
         The teacher's speech stops dead where the recording drowned it. Learnt as it is, it would teach that whatever
-        is quiet is noise.
+        is quiet is noise. The noise fades with the speech, or noise alone would have to be left as it is, too.
         """
-        return fade(enhanced, self._generator) + faint(noise, active_rms(enhanced), self._generator)
+        return fade(enhanced + faint(noise, active_rms(enhanced), self._generator), self._generator)
 
 
-def fade(speech: Tensor, generator: torch.Generator) -> Tensor:
+def fade(samples: Tensor, generator: torch.Generator) -> Tensor:
     """Most of the items [n, T] with a gain that wanders between 0 and -40 dB, the others as they are."""
-    n, length = speech.shape
+    n, length = samples.shape
     points = torch.rand(n, 1, length // (FADE_FRAMES * STFT.hop_length) + 1, generator=generator) * -FADE_DB
     gain_db = torch.nn.functional.interpolate(points, size=length, mode="linear", align_corners=True).squeeze(1)
     chosen = torch.rand(n, 1, generator=generator) < FADED_SHARE
-    return speech * torch.where(chosen, 10 ** (gain_db / 20), 1.0)
+    return samples * torch.where(chosen, 10 ** (gain_db / 20), 1.0)
 
 
 def faint(noise: Tensor, speech_rms: Tensor, generator: torch.Generator) -> Tensor:
