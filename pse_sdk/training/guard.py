@@ -16,7 +16,7 @@ from ..report import Check
 from .losses import spectrogram, waveform
 from .mixing import active_rms
 from .network import Denoiser
-from .pseudo_mixtures import NoiseBanks, Pair, fade, faint
+from .pseudo_mixtures import NoiseBanks, Pair, fade
 
 ITEM_FRAMES = 192           # 3.07 s
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0)
@@ -58,7 +58,7 @@ class HeldOut:
     reference: Tensor
     groups: Tensor
     elsewhere: Tensor       # the same references in noises that are not the user's
-    clean: Tensor           # the references, words fading, over a faint noise: to be left as they are
+    clean: Tensor           # the references, words fading: to be left as they are
     pauses: Tensor          # noise alone
 
     @property
@@ -90,8 +90,7 @@ def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, *, mos
     mixture = reference + gains * own.draw(len(reference), length, generator)
     elsewhere = reference + gains * foreign.draw(len(reference), length, generator)
     return HeldOut(mixture, reference, torch.arange(n).repeat(len(SNRS_DB)), elsewhere,
-                   fade(speech + faint(foreign.draw(n, length, generator), active_rms(speech), generator), generator),
-                   own.draw(max(4, n), length, generator))
+                   fade(speech, generator), own.draw(max(4, n), length, generator))
 
 
 def gains_db(candidate: Denoiser, start: Denoiser, mixture: Tensor, reference: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from .mixing import active_rms
 SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
 CLEAN_SNR_DB = 35.0
-FAINT_SNR_DB = (30.0, 50.0)     # of the noise under speech that is to be left as it is
 TRUE_SHARE = 0.3        # of the items whose speech is really clean, where the user gave some
 FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
 MARGIN_DB = 8.0             # injected noise is at least this much louder than what the recording holds already:
@@ -30,7 +29,7 @@ class Method:
     teacher_targets: bool = False   # the teacher's output for the recording, not the recording itself
     purify: bool = False            # frames count by their purification weight
     remix_share: float = 0.0        # of the items that are the teacher's speech plus noise, without the recording's own
-    clean_share: float = 0.1        # of the items that are the teacher's speech (`_kept_speech`), to be left as it is
+    clean_share: float = 0.1        # of the items that are the teacher's speech alone (`fade`), to be left as it is
     noise_share: float = 0.05       # of the items that are noise alone, to be silenced
     pauses_are_silent: bool = False     # frames that surely hold no speech count in full, with silence as their target
     contrast: str = ""              # "corrected" or "published": compare the outputs of pairs of mixtures as well
@@ -160,7 +159,7 @@ class PseudoMixtures:
         snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * torch.rand(n, 1, generator=generator)
         gain = active_rms(speech) * 10 ** (-snr_db / 20)
         alone = torch.rand(n, 1, generator=generator) < self.method.clean_share
-        kept = self._kept_speech(enhanced, noise)
+        kept = fade(enhanced, generator)
         silent = torch.rand(n, 1, generator=generator) < self.method.noise_share
         mixture = torch.where(silent, noise, torch.where(alone, kept, speech + noise * gain))
         target = torch.where(silent, 0.0, torch.where(alone, kept, goal))
@@ -195,28 +194,18 @@ class PseudoMixtures:
                                weight if self.method.purify else torch.ones_like(weight)))
         return Contrasts(found[0], found[1], alike)
 
-    def _kept_speech(self, enhanced: Tensor, noise: Tensor) -> Tensor:
-        """Speech [n, T] as a good recording holds it: over a faint noise, from loud words to words 40 dB below.
-
-        The teacher's speech stops dead where the recording drowned it. Learnt as it is, it would teach that whatever
-        is quiet is noise. The noise fades with the speech, or noise alone would have to be left as it is, too.
-        """
-        return fade(enhanced + faint(noise, active_rms(enhanced), self._generator), self._generator)
-
 
 def fade(samples: Tensor, generator: torch.Generator) -> Tensor:
-    """Most of the items [n, T] with a gain that wanders between 0 and -40 dB, the others as they are."""
+    """Most of the items [n, T] with a gain that wanders between 0 and -40 dB, the others as they are.
+
+    The teacher's speech stops dead where the recording drowned it. Learnt as it is, it would teach that whatever is
+    quiet is noise.
+    """
     n, length = samples.shape
     points = torch.rand(n, 1, length // (FADE_FRAMES * STFT.hop_length) + 1, generator=generator) * -FADE_DB
     gain_db = torch.nn.functional.interpolate(points, size=length, mode="linear", align_corners=True).squeeze(1)
     chosen = torch.rand(n, 1, generator=generator) < FADED_SHARE
     return samples * torch.where(chosen, 10 ** (gain_db / 20), 1.0)
-
-
-def faint(noise: Tensor, speech_rms: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise [n, T] of unit RMS, 30 to 50 dB below speech of RMS [n, 1]."""
-    snr_db = FAINT_SNR_DB[0] + (FAINT_SNR_DB[1] - FAINT_SNR_DB[0]) * torch.rand(len(noise), 1, generator=generator)
-    return noise * speech_rms * 10 ** (-snr_db / 20)
 
 
 def _gate(silent: np.ndarray) -> np.ndarray:
