@@ -9,7 +9,6 @@ Close other programs first: the load average stands above the table. How each fi
 """
 
 import argparse
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from pse_sdk.benchmark import (
     method_notes,
 )
 from pse_sdk.errors import PseError
+from pse_sdk.tables import write_results
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -53,9 +53,7 @@ def main() -> None:
 
     page = f"# Latency\n\n{environment_line(above)}\n\n{markdown_table(rows)}\n\n{method_notes(plan)}"
     values = {"environment": above, "plan": asdict(plan), "rows": [asdict(row) for row in rows]}
-    for path, text in [(args.out, page), (args.json, json.dumps(values, indent=1) + "\n")]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+    write_results(page, values, args.out, args.json)
     print(f"\n{page}\nwritten: {args.out}, {args.json}")
 
 
