@@ -144,18 +144,13 @@ class PseudoMixtures:
         return len(self._starts)
 
     def draw(self, n: int) -> Items:
-        generator, hop = self._generator, STFT.hop_length
+        generator = self._generator
         pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)
-        start = self._starts[pick, None]
-        index = start * hop + torch.arange(SEGMENT_FRAMES * hop)
-        recording, enhanced, goal = self._noisy[index], self._enhanced[index], self._goal[index]
-        weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
-
+        recording, enhanced, goal, weight = self._segments(pick, self._noisy, self._enhanced, self._goal)
         remix = torch.rand(n, 1, generator=generator) < self.method.remix_share
         speech = torch.where(remix, enhanced, recording)
-        noise = self._noises.draw(n, SEGMENT_FRAMES * hop, generator)
-        highest = (self._snr_db[pick, None] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
-        highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, highest)
+        noise = self._noises.draw(n, recording.shape[1], generator)
+        highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, self._highest_snr_db(pick))
         snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * torch.rand(n, 1, generator=generator)
         gain = active_rms(speech) * 10 ** (-snr_db / 20)
         alone = torch.rand(n, 1, generator=generator) < self.method.clean_share
@@ -163,8 +158,8 @@ class PseudoMixtures:
         silent = torch.rand(n, 1, generator=generator) < self.method.noise_share
         mixture = torch.where(silent, noise, torch.where(alone, kept, speech + noise * gain))
         target = torch.where(silent, 0.0, torch.where(alone, kept, goal))
-        weight = torch.where(silent | alone, 1.0, weight) if self.method.purify else torch.ones_like(weight)
-        scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
+        weight = torch.where(silent | alone, 1.0, weight)
+        scale = _to_unit_rms(mixture)
         return Items(mixture * scale, target * scale, weight)
 
     def draw_contrasts(self, n: int) -> Contrasts:
@@ -181,18 +176,24 @@ class PseudoMixtures:
         found: list[Items] = []
         scale = torch.ones(n, 1)
         for pick, noise, share in zip(picks, noises, shares, strict=True):
-            start = self._starts[pick, None]
-            index = start * STFT.hop_length + torch.arange(SEGMENT_FRAMES * STFT.hop_length)
-            highest = (self._snr_db[pick] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
-            snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * share
-            recording = self._noisy[index]
-            mixture = recording + noise * active_rms(recording) * 10 ** (-snr_db[:, None] / 20)
+            recording, goal, weight = self._segments(pick, self._noisy, self._goal)
+            snr_db = SNR_RANGE_DB[0] + (self._highest_snr_db(pick) - SNR_RANGE_DB[0]) * share[:, None]
+            mixture = recording + noise * active_rms(recording) * 10 ** (-snr_db / 20)
             if not found:
-                scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
-            weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
-            found.append(Items(mixture * scale, self._goal[index] * scale,
-                               weight if self.method.purify else torch.ones_like(weight)))
+                scale = _to_unit_rms(mixture)
+            found.append(Items(mixture * scale, goal * scale, weight))
         return Contrasts(found[0], found[1], alike)
+
+    def _segments(self, pick: Tensor, *sounds: Tensor) -> list[Tensor]:
+        """The segments `pick` [n] of each sound [n, T], and their frames' weights [n, N]: ones without purification."""
+        start, hop = self._starts[pick, None], STFT.hop_length
+        index = start * hop + torch.arange(SEGMENT_FRAMES * hop)
+        weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
+        return [*(sound[index] for sound in sounds), weight if self.method.purify else torch.ones_like(weight)]
+
+    def _highest_snr_db(self, pick: Tensor) -> Tensor:
+        """Of noise injected into the recordings of segments `pick` [n]. Shape: [n, 1]."""
+        return (self._snr_db[pick, None] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
 
 
 def fade(samples: Tensor, generator: torch.Generator) -> Tensor:
@@ -206,6 +207,11 @@ def fade(samples: Tensor, generator: torch.Generator) -> Tensor:
     gain_db = torch.nn.functional.interpolate(points, size=length, mode="linear", align_corners=True).squeeze(1)
     chosen = torch.rand(n, 1, generator=generator) < FADED_SHARE
     return samples * torch.where(chosen, 10 ** (gain_db / 20), 1.0)
+
+
+def _to_unit_rms(mixture: Tensor) -> Tensor:
+    """The factors [n, 1] that give each mixture [n, T] unit RMS."""
+    return 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
 
 
 def _gate(silent: np.ndarray) -> np.ndarray:
