@@ -107,7 +107,8 @@ class EnhancementStream:
         """Samples that were replaced since the start or the last `reset`."""
         self.n_late = 0
         """Chunks since then that took longer to enhance than to hear: where they come live, the sound may break up."""
-        for part in (self._to_model, self._from_model, self._top_gain):
+        parts: list[RateConverter | TopGain | None] = [self._to_model, self._from_model, self._top_gain]
+        for part in parts:
             if part is not None:
                 part.reset()
 
