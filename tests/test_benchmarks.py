@@ -362,3 +362,26 @@ def test_users_are_folders_with_tests(runs, user):
     (user.parent / "notes").mkdir()
     assert runs.users_in(user.parent, None) == [user]
     assert runs.users_in(user.parent, ["bob"]) == []
+
+
+# Endurance.
+
+
+def test_the_last_hour_has_the_scenes_of_the_first(monkeypatch):
+    endurance = program(monkeypatch, "endurance")
+    speech = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    day = list(endurance.scenes(5, 8000, 0, speech))
+    assert len(day) == 5
+    for first, last in ((0, 3), (1, 4)):
+        np.testing.assert_array_equal(day[first].noisy, day[last].noisy)
+    assert not np.array_equal(day[2].clean, day[0].clean)
+    assert all(np.count_nonzero(~(np.abs(scene.noisy) <= 10)) == scene.n_damaged for scene in day)
+
+
+def test_endurance_says_what_drifted_grew_or_wore_off(monkeypatch):
+    endurance = program(monkeypatch, "endurance")
+    sound = endurance.Outcome(1.0, 0, 0.5, 10.0, 10.05, 7, 7, 0, 3, 60.0)
+    assert sound.failures() == []
+    for wrong in ({"length_drift": 1}, {"growth_mib": 2.5}, {"last_si_sdr_db": 9.8}, {"last_si_sdr_db": nan},
+                  {"n_replaced": 6}, {"n_damaged_out": 1}):
+        assert len(replace(sound, **wrong).failures()) == 1
