@@ -10,7 +10,6 @@ first: the load average stands above the table, and how each figure is measured 
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pse_sdk.benchmark import QUICK, LatencyPlan, installed_generalists, measure
 from pse_sdk.benchmark_page import comparison_page
 from pse_sdk.benchmark_report import Comparison, read_quality
 from pse_sdk.errors import PseError
-from pse_sdk.tables import environment
+from pse_sdk.tables import environment, write_results
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -57,12 +56,9 @@ def main() -> None:
 
     comparison = Comparison(above, plan, rows, quality)
     page = f"# Latency\n\n{comparison.markdown()}"
-    texts = {".md": page, ".json": json.dumps(comparison.values(), indent=1) + "\n",
-             ".html": comparison_page("Denoisers side by side", comparison)}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, text in texts.items():
-        args.out.with_suffix(suffix).write_text(text, "utf-8")
-    print(f"\n{page}\nwritten: {args.out} ({', '.join(texts)})")
+    write_results(page, comparison.values(), args.out.with_suffix(".md"), args.out.with_suffix(".json"))
+    args.out.with_suffix(".html").write_text(comparison_page("Denoisers side by side", comparison), "utf-8")
+    print(f"\n{page}\nwritten: {args.out} (.md, .json, .html)")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import theilslopes
 
-from pse_sdk.tables import environment, environment_line, format_table
+from pse_sdk.tables import environment, environment_line, format_table, write_results
 
 RESULTS = Path(__file__).resolve().parent / "results"
 N_ROWS = 8              # of a model in the table
@@ -104,9 +104,7 @@ def main() -> None:
     above = environment()
     page = f"# Learning curves\n\n{environment_line(above)}\n\n{markdown_page(curves)}\n"
     values = {"environment": above, "curves": [asdict(curve) for curve in curves]}
-    for path, text in [(args.out, page), (args.json, json.dumps(values, indent=1) + "\n")]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+    write_results(page, values, args.out, args.json)
     print(f"{page}\nwritten: {args.out}, {args.json}")
 
 

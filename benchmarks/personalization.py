@@ -44,7 +44,7 @@ from pse_sdk.config import MODELS, SIZES
 from pse_sdk.errors import MissingDependencyError, PseError
 from pse_sdk.metrics import SI_SDR_LIMIT_DB, score, si_sdr
 from pse_sdk.peers import make_peer
-from pse_sdk.tables import environment, environment_line
+from pse_sdk.tables import environment, environment_line, write_results
 
 RATE = 16_000
 SETS = ("noise", "elsewhere", "talker", CLEAN_SET)
@@ -146,10 +146,9 @@ def main() -> None:
     told = {**asdict(settings), "work": None, "peers": args.peers[1:], "jobs": args.jobs}
     values = {"environment": above, "settings": told,
               "summary": summary(results), "gains": gains(results), "results": results}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".md").write_text(page, "utf-8")
-    args.out.with_suffix(".json").write_text(json.dumps(plain(values), indent=1) + "\n", "utf-8")
-    print(f"\n{summary_page(results)}\n\nwritten: {args.out.with_suffix('.md')}, {args.out.with_suffix('.json')}")
+    markdown, figures = args.out.with_suffix(".md"), args.out.with_suffix(".json")
+    write_results(page, plain(values), markdown, figures)
+    print(f"\n{summary_page(results)}\n\nwritten: {markdown}, {figures}")
 
 
 def users_in(folder: Path, only: Sequence[str] | None) -> list[Path]:

@@ -6,21 +6,19 @@ The users are folders as for `benchmarks/personalization.py`. Needs pse_sdk[trai
 """
 
 import argparse
-import json
 import tempfile
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from safetensors.torch import load_file
 
 from pse_sdk import Enhancer
 from pse_sdk.benchmark import EMPTY, LatencyPlan, environment, environment_line, installed_generalists, measure_latency
 from pse_sdk.config import MODELS, SIZES
 from pse_sdk.metrics import Scores, score
-from pse_sdk.tables import format_table
-from pse_sdk.training.network import build_network
+from pse_sdk.tables import format_table, write_results
+from pse_sdk.training.network import load_network
 from pse_sdk.training.onnx_export import export_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -66,14 +64,12 @@ def main() -> None:
              for name, v in values.items() if name != EMPTY]
     page = (f"# Weights as float16\n\n{environment_line(above)}; {len(clips)} clips of set `{args.set}`\n\n"
             f"{format_table(rows)}\n\n{NOTES}")
-    args.out.write_text(page, "utf-8")
-    args.json.write_text(json.dumps({"environment": above, "n_clips": len(clips), "models": values}, indent=1) + "\n")
+    write_results(page, {"environment": above, "n_clips": len(clips), "models": values}, args.out, args.json)
     print(f"\n{page}\nwritten: {args.out}, {args.json}")
 
 
 def write_model(size: str, kind: str, folder: Path) -> Path:
-    network = build_network(size)
-    network.load_state_dict(load_file(MODELS / f"{size}.safetensors"))
+    network = load_network(size, MODELS / f"{size}.safetensors")
     path = folder / f"{size}-{kind}.onnx"
     path.write_bytes(export_model(network, Enhancer(size=size).info, half=kind == "float16"))
     return path

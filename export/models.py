@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pse_sdk.config import SIZES
 from pse_sdk.model_format import ModelInfo, write_whole
 from pse_sdk.onnx_denoiser import OnnxDenoiser
-from pse_sdk.training.network import build_network
+from pse_sdk.training.network import load_network
 from pse_sdk.training.onnx_export import export_model
 from pse_sdk.training.pretrain import save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
@@ -36,17 +36,14 @@ def main() -> None:
     args.into.mkdir(parents=True, exist_ok=True)
     for size in args.again:
         path = args.into / f"{size}.onnx"
-        network = build_network(size)
-        network.load_state_dict(load_file(path.with_suffix(".safetensors")))
-        model = export_model(network, OnnxDenoiser(path).info)
+        model = export_model(load_network(size, path.with_suffix(".safetensors")), OnnxDenoiser(path).info)
         print(f"{path}: {path.stat().st_size} bytes, now {len(model)}")
         write_whole(path, model)
     for folder in args.folders:
         what = folder.name
         last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
         if what == "teacher":       # only personalization uses it, and that has torch
-            network = build_network(what)
-            network.load_state_dict(load_file(folder / "weights.safetensors"))
+            network = load_network(what, folder / "weights.safetensors")
             save_weights(network.half(), args.into / f"{what}.safetensors")
             print(f"{args.into / what}.safetensors: step {last['step']}, {last['hours']} hours of mixtures")
             continue
@@ -55,8 +52,7 @@ def main() -> None:
             predictor.load_state_dict(load_file(folder / "weights.safetensors"))
             model = export_predictor(predictor, {k: last[k] for k in CALIBRATION})
         else:
-            network = build_network(what)
-            network.load_state_dict(load_file(folder / "weights.safetensors"))
+            network = load_network(what, folder / "weights.safetensors")
             scores = {"hours_of_mixtures": last["hours"], "validation_si_sdr_improvement": last["si_sdr_improvement"]}
             model = export_model(network, ModelInfo(what, 0, 0, 0, 0, 0, scores=scores,
                                                     created=datetime.date.today().isoformat()))

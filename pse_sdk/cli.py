@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -96,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument("--model", type=Path, help="a model file; without it a generalist runs")
         group.add_argument("--size", choices=SIZES, help="which generalist")
 
+    def strength(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--strength", type=float, default=1.0, metavar="SHARE",
+                         help="of the enhanced sound, 0 to 1; the rest is the sound as it came (%(default)s)")
+        sub.add_argument("--max-reduction", type=float, default=math.inf, metavar="DB",
+                         help="lower noise by so many dB at most; default: as far as the model does")
+
     sub = command("personalize", _personalize, "Train a specialist from your own recordings.")
     sub.add_argument("recordings", nargs="+", help="audio files or folders, noisy as they are")
     sub.add_argument("--out", type=Path, default=Path("personal.onnx"), help="the model file to write (%(default)s)")
@@ -112,9 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("inputs", nargs="+", help="audio files or folders")
     sub.add_argument("--out", type=Path, help="a folder, or a .wav for one file; default: NAME.enhanced.wav beside it")
     model(sub)
+    strength(sub)
 
     sub = command("listen", _listen, "Hear the microphone enhanced, live. Space toggles before and after, q ends.")
     model(sub)
+    strength(sub)
     sub.add_argument("--input", help="microphone: number or part of its name")
     sub.add_argument("--output", help="speaker: number or part of its name")
     sub.add_argument("--rate", type=int, help="sample rate in Hz; default: the device's")
@@ -201,7 +210,8 @@ def _enhance(args: argparse.Namespace) -> int:
     for target, source in targets.items():
         started = time.perf_counter()
         try:
-            result = enhancer.enhance_file(source, target)
+            result = enhancer.enhance_file(source, target, strength=args.strength,
+                                           max_reduction_db=args.max_reduction)
         except PseError as error:       # one bad file does not keep the others from being enhanced
             if len(targets) == 1:
                 raise
@@ -221,9 +231,11 @@ def _enhance(args: argparse.Namespace) -> int:
 
 
 def _listen(args: argparse.Namespace) -> int:
+    from .live import Control
     from .live_screen import run_listen
-    status = run_listen(_enhancer(args), input_device=args.input, output_device=args.output, sample_rate=args.rate,
-                        seconds=args.seconds, record=args.record)
+    control = Control(args.strength, args.max_reduction)
+    status = run_listen(_enhancer(args), control=control, input_device=args.input, output_device=args.output,
+                        sample_rate=args.rate, seconds=args.seconds, record=args.record)
     if args.json:
         _say(json.dumps(asdict(status)))
     return DONE

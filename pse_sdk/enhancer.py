@@ -1,5 +1,6 @@
 """The front door: a denoiser that starts good for everybody and can be made better for one voice."""
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .arguments import as_path
-from .audio import as_float32, check_sample_rate, check_scale, count_beyond
+from .audio import as_float32, check_scale, count_beyond
 from .audio_file import AudioReader
 from .config import MODELS, SIZES
 from .errors import AudioError, ModelFileError, SettingsError
@@ -81,37 +82,44 @@ class Enhancer:
         """By how much a stream at the model's own rate lags, in samples. `enhance` is aligned."""
         return self.info.delay
 
-    def enhance(self, noisy: ArrayLike, sample_rate: int) -> np.ndarray:
+    def enhance(self, noisy: ArrayLike, sample_rate: int, *, strength: float = 1.0,
+                max_reduction_db: float = math.inf, full_band: bool = True) -> np.ndarray:
         """The speech in `noisy`, aligned with it.
 
         Args:
-            noisy: samples in [-1, 1] (floats) or integers, at any rate. NaN and Inf count as silence.
+            noisy: samples in [-1, 1] (float16, float32, float64) or integers (int16, int32, uint8), at any rate. NaN
+                and Inf count as silence.
             sample_rate: of `noisy`, in Hz, 4,000 to 384,000.
+            strength: share of the enhanced sound in the result, 0 to 1; the rest is `noisy` as it is.
+            max_reduction_db: by how many dB noise is lowered at most, 0 or more.
+            full_band: keep what lies above the model's 8 kHz, lowered as the model lowers the band below.
 
         Shape: `noisy` [T] or [T, channels], the result the same, float32.
 
         Raises:
             AudioError: not samples: another shape, another type, another scale than [-1, 1].
-            SettingsError: a rate outside the range.
+            SettingsError: a rate or another argument outside its range.
         """
         samples = as_float32(noisy)
         check_scale("noisy", count_beyond(samples), samples.size)
         channels = 1 if samples.ndim == 1 else samples.shape[1]
-        if not samples.size:
-            check_sample_rate(sample_rate)
-            return samples
-        with self.stream(sample_rate, channels) as stream:
+        with self.stream(sample_rate, channels, strength=strength, max_reduction_db=max_reduction_db,
+                         full_band=full_band) as stream:
             joined = np.concatenate([stream.process(samples), stream.flush().reshape(-1, *samples.shape[1:])])
             return joined[stream.delay_samples:]
 
-    def enhance_file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> "FileResult":
+    def enhance_file(self, source: str | os.PathLike[str], target: str | os.PathLike[str], *, strength: float = 1.0,
+                     max_reduction_db: float = math.inf, full_band: bool = True) -> "FileResult":
         """Enhance a recording of any length, in constant memory, into a 16-bit WAV of the same rate and channels.
 
         The target appears whole or not at all.
 
+        Args:
+            strength, max_reduction_db, full_band: as in `enhance`.
+
         Raises:
             AudioError: the source cannot be read, or the target cannot be written.
-            SettingsError: one of them is no path.
+            SettingsError: one of them is no path, or another argument is outside its range.
         """
         import soundfile  # type: ignore[import-untyped]  # here: an application that streams never needs it
         source, target = as_path(source, "source"), as_path(target, "target")
@@ -124,7 +132,8 @@ class Enhancer:
                 # an open file, for its name may be bytes that are no text
                 with (partial.open("wb") as raw,
                       soundfile.SoundFile(raw, "w", reader.sample_rate, reader.n_channels, "PCM_16", format="WAV")
-                      as file, self.stream(reader.sample_rate, reader.n_channels) as stream):
+                      as file, self.stream(reader.sample_rate, reader.n_channels, strength=strength,
+                                           max_reduction_db=max_reduction_db, full_band=full_band) as stream):
                     skip = stream.delay_samples
                     for block in reader.blocks():
                         n_beyond += count_beyond(block)
@@ -147,9 +156,20 @@ class Enhancer:
                 notes += (f"{n_replaced} samples were no numbers or far over full scale, and count as silence",)
             return FileResult(written / reader.sample_rate, notes)
 
-    def stream(self, sample_rate: int, channels: int = 1) -> EnhancementStream:
-        """A stream for live audio: chunks of any length in, enhanced samples out, `stream.delay_samples` later."""
-        return EnhancementStream(self._denoiser, sample_rate, channels)
+    def stream(self, sample_rate: int, channels: int = 1, *, strength: float = 1.0,
+               max_reduction_db: float = math.inf, full_band: bool = True) -> EnhancementStream:
+        """A stream for live audio: chunks of any length in, enhanced samples out, `stream.delay_samples` later.
+
+        Args:
+            sample_rate: in Hz, 4,000 to 384,000.
+            channels: 1 to 64.
+            strength, max_reduction_db, full_band: as in `enhance`; the stream's first two may change at any time.
+
+        Raises:
+            SettingsError: an argument outside its range.
+        """
+        return EnhancementStream(self._denoiser, sample_rate, channels, strength=strength,
+                                 max_reduction_db=max_reduction_db, full_band=full_band)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file, whole or not at all.

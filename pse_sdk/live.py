@@ -7,6 +7,7 @@ The callbacks only copy: whatever takes time is done by the worker, or by the th
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import threading
@@ -72,9 +73,14 @@ class LiveStatus:
 
 
 class Control:
-    """A hand on a running `listen` or `record`. Every method may be called from any thread."""
+    """A hand on a running `listen` or `record`. Any thread may call its methods and set its attributes.
 
-    def __init__(self) -> None:
+    Args:
+        strength, max_reduction_db: of an `EnhancementStream`.
+    """
+
+    def __init__(self, strength: float = 1.0, max_reduction_db: float = math.inf) -> None:
+        self.strength, self.max_reduction_db = strength, max_reduction_db
         self.bypass = False
         """Let the microphone through untouched, for a before/after comparison."""
         self._stopped = threading.Event()
@@ -98,6 +104,8 @@ class Stream(Protocol):
     """What `listen` needs of an `EnhancementStream`."""
 
     bypass: bool
+    strength: float
+    max_reduction_db: float
     delay_samples: int
 
     def reset(self) -> None: ...
@@ -139,7 +147,8 @@ def listen(
             what all parts add up to. From two blocks to 2000.
         record: a folder for `microphone.wav` and `enhanced.wav`, aligned with each other sample for sample.
         on_status: called about 20 times a second from the calling thread. Should be back within a few milliseconds.
-        control: for another thread to stop this or to switch between before and after.
+        control: how much to enhance, and for another thread to change that, to stop this or to switch between before
+            and after.
 
     Returns:
         The last status.
@@ -161,6 +170,7 @@ def listen(
     with contextlib.ExitStack() as cleanup:
         stream = cleanup.enter_context(enhancer.stream(sample_rate=rate, channels=1))
         stream.process(np.zeros(rate // 10, np.float32))        # the first step of a model is a slow one
+        stream.strength, stream.max_reduction_db = control.strength, control.max_reduction_db
         stream.reset()
         files = TwoFiles(as_path(record, "record"), rate, stream.delay_samples) if record is not None else None
         if files is not None:
@@ -269,6 +279,8 @@ class Session:
         """Enhance one block of the microphone."""
         began = time.monotonic()
         self._stream.bypass = self._control.bypass
+        self._stream.strength = self._control.strength
+        self._stream.max_reduction_db = self._control.max_reduction_db
         enhanced = self._stream.process(block)
         self._n_processed += len(block)
         self._queue.append(self._drift.adjust(enhanced, len(self._queue)))

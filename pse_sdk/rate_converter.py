@@ -1,7 +1,7 @@
-"""Sample-rate conversion for live audio: a windowed sinc, 1.5 ms to each side, any block length, exact timing.
+"""Sample-rate conversion for live audio: a windowed sinc, 1.5 to 2 ms to each side, any block length, exact timing.
 
 soxr answers 48 kHz -> 16 kHz after 37 ms (it is for files); this answers after 1.5 ms, with aliases 70 dB down and a
-pass band that ends at 7 kHz instead of 7.8 kHz. Output sample k stands for input time (k * step + offset) / n_phases,
+pass band that ends at 6.6 kHz instead of 7.3 kHz. Output sample k stands for input time (k * step + offset) / n_phases,
 in whole numbers, so that nothing drifts however long a stream runs.
 """
 
@@ -10,8 +10,11 @@ from math import ceil, gcd
 import numpy as np
 
 HALF_LENGTH = 24        # taps to each side, at the lower of the two rates
+LEAST_HALF_LENGTH = 16  # where 24 would take longer than LONGEST_SECONDS; from 8 kHz on 16 do not
+LONGEST_SECONDS = 0.002
 KAISER_BETA = 6.8       # stop band about -70 dB
-CUTOFF = 0.92           # of the lower Nyquist frequency: flat to 0.83, -70 dB from 1.015
+STOP = 1.015            # where it begins, over the lower Nyquist frequency
+SLOPE_TAPS = 2.28       # half of the way there from the flat band, over the same frequency, times the taps to each side
 MAX_PHASES = 1024       # rows of taps; rates that need more (44,101 Hz) interpolate between two, 120 dB off
 
 
@@ -27,12 +30,15 @@ class RateConverter:
         common = gcd(from_rate, to_rate)
         self.n_phases, self.step, self.offset = to_rate // common, from_rate // common, offset
         self._channels = channels
-        slower = min(1.0, to_rate / from_rate)
-        self.half_length = ceil(HALF_LENGTH / slower)
+        slower, lower = min(1.0, to_rate / from_rate), min(from_rate, to_rate)
+        n_taps = min(HALF_LENGTH, max(LEAST_HALF_LENGTH, int(LONGEST_SECONDS * lower)))
+        self.pass_hz = (STOP - 2 * SLOPE_TAPS / n_taps) * lower / 2
+        """Up to here the converter is flat."""
+        self.half_length = ceil(n_taps / slower)
         self._n_rows = min(self.n_phases, MAX_PHASES)
         time = (np.arange(-self.half_length + 1, self.half_length + 1)[None, :]
                 - np.arange(self._n_rows + 1)[:, None] / self._n_rows)
-        cutoff = CUTOFF * slower
+        cutoff = (STOP - SLOPE_TAPS / n_taps) * slower
         window = np.i0(KAISER_BETA * np.sqrt(np.clip(1 - (time / self.half_length) ** 2, 0, 1))) / np.i0(KAISER_BETA)
         taps = cutoff * np.sinc(cutoff * time) * window
         self._taps = (taps / taps.sum(1, keepdims=True)).astype(np.float32)
@@ -50,6 +56,10 @@ class RateConverter:
     def lookahead(self) -> int:
         """Input samples that must have come after the one that an output sample stands for."""
         return self.half_length
+
+    def input_time(self, index: np.ndarray) -> np.ndarray:
+        """Input samples since the first one at which the output samples `index` stand, fractions included."""
+        return np.asarray((index * self.step + self.offset) / self.n_phases)
 
     def process(self, chunk: np.ndarray) -> np.ndarray:
         """Shape: `chunk` [T, channels], result [as many samples as are ready, channels]."""

@@ -1,17 +1,20 @@
 """Enhancement of audio that never ends: chunks of any length in, enhanced samples out, memory of fixed size."""
 
+import math
+import time
 from math import ceil, gcd
 from types import TracebackType
 
 import numpy as np
 
-from .arguments import as_whole_number
+from .arguments import as_number, as_whole_number
 from .audio import MAX_CHANNELS, as_float32, check_sample_rate, replace_damage
 from .errors import AudioError, SettingsError
 from .onnx_denoiser import OnnxDenoiser
 from .rate_converter import RateConverter
+from .top_gain import TopGain
 
-FADE_SECONDS = 0.01     # of the switch between enhanced and untouched sound
+FADE_SECONDS = 0.01     # from enhanced to untouched sound; other changes of strength take their share of it
 _BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
 
 
@@ -22,12 +25,20 @@ class EnhancementStream:
     lags its input by exactly that, for every rate and every chunking. NaN, Inf and what is too large to be sound are
     replaced by zero and counted.
 
-    One thread at a time may call `process`; `bypass` may be set from any thread.
+    `strength`, `max_reduction_db` and `bypass` may be set at any time and from any thread, and fade without a click;
+    `process` belongs to one thread at a time.
+
+    Args:
+        strength, max_reduction_db: see the properties.
+        full_band: keep the sound that the model's rate has no room for, lowered as the model lowers the top of its
+            band. Without it nothing comes out above 7 to 8 kHz.
     """
 
-    def __init__(self, denoiser: OnnxDenoiser, sample_rate: int, channels: int = 1) -> None:
+    def __init__(self, denoiser: OnnxDenoiser, sample_rate: int, channels: int = 1, *, strength: float = 1.0,
+                 max_reduction_db: float = math.inf, full_band: bool = True) -> None:
         self.sample_rate = check_sample_rate(sample_rate)
         self.channels = channels = as_whole_number(channels, "channels", 1, MAX_CHANNELS)
+        self.strength, self.max_reduction_db = strength, max_reduction_db
         self.bypass = False
         """Pass the sound through untouched, with the same delay. Fades over 10 ms."""
         self._denoiser = denoiser
@@ -42,8 +53,37 @@ class EnhancementStream:
             offset = info.delay * self.sample_rate - self.delay_samples * info.sample_rate
             self._from_model = RateConverter(info.sample_rate, self.sample_rate, channels,
                                              offset // gcd(self.sample_rate, info.sample_rate))
+        self._top_gain: TopGain | None = None
+        if full_band and self._to_model is not None:
+            self._top_gain = TopGain(self._to_model.pass_hz, info.sample_rate, info.hop_length, channels)
         self._closed = False
         self.reset()
+
+    @property
+    def strength(self) -> float:
+        """Share of the enhanced sound in the output, 0 to 1; the rest is the input, delayed to match.
+
+        Raises:
+            SettingsError: set to something else.
+        """
+        return self._strength
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        self._strength = as_number(strength, "strength", 0, 1)
+
+    @property
+    def max_reduction_db(self) -> float:
+        """By how many dB noise is lowered at most, 0 to infinity: so much of the input stays in the output.
+
+        Raises:
+            SettingsError: set to something else.
+        """
+        return self._max_reduction_db
+
+    @max_reduction_db.setter
+    def max_reduction_db(self, max_reduction_db: float) -> None:
+        self._max_reduction_db = as_number(max_reduction_db, "max_reduction_db", 0)
 
     @property
     def latency_seconds(self) -> float:
@@ -55,30 +95,39 @@ class EnhancementStream:
         return self.delay_samples / self.sample_rate + waiting
 
     def reset(self) -> None:
-        """Forget everything. Afterwards the stream is as good as new, bit for bit."""
+        """Forget all sound. Afterwards the stream is as good as a new one with the same settings, bit for bit."""
         self._check_open()
         self._states = [self._denoiser.initial_state() for _ in range(self.channels)]
-        self._hop = np.zeros((0, self.channels), np.float32)
+        # at the model's rate: what it enhances just now and has heard already, then what waits for a whole hop
+        self._heard = np.zeros((self._denoiser.info.delay, self.channels), np.float32)
         self._dry = np.zeros((self.delay_samples, self.channels), np.float32)
-        self._wetness = 0.0 if self.bypass else 1.0
+        self._wetness = self._wanted_wetness()
         self._n_in = self._n_out = 0
         self.n_replaced = 0
-        """Samples that were replaced since the start, or since `reset` or `flush`."""
-        for converter in (self._to_model, self._from_model):
-            if converter is not None:
-                converter.reset()
+        """Samples that were replaced since the start or the last `reset`."""
+        self.n_late = 0
+        """Chunks since then that took longer to enhance than to hear: where they come live, the sound may break up."""
+        parts: list[RateConverter | TopGain | None] = [self._to_model, self._from_model, self._top_gain]
+        for part in parts:
+            if part is not None:
+                part.reset()
 
     def process(self, chunk: np.ndarray) -> np.ndarray:
         """Enhance the next samples and return as many as are ready: none, or more than came, as hops fill up.
 
-        Shape: `chunk` [T] or [T, channels], T may be 0 and change from call to call; the result has the same layout,
-        float32.
+        Args:
+            chunk: floats where 1.0 is full scale, or integers, as `Enhancer.enhance` takes them.
+
+        Shape: `chunk` [T] or [T, channels], T may be 0 and change from call to call; the result has the same layout.
+        It is float32 whatever came, and may exceed 1.0 a little: whoever wants integers says how to round and clip,
+        e.g. `np.clip(np.rint(out * 32768), -32768, 32767).astype(np.int16)`.
 
         Raises:
-            AudioError: a number of channels other than the stream's.
+            AudioError: a number of channels other than the stream's, or no samples at all.
             SettingsError: the stream is closed.
         """
         self._check_open()
+        began = time.perf_counter()
         samples = as_float32(chunk)
         mono = samples.ndim == 1
         samples = samples[:, None] if mono else samples
@@ -88,12 +137,14 @@ class EnhancementStream:
         samples, n_replaced = replace_damage(samples)
         self.n_replaced += n_replaced
         out = np.concatenate([self._advance(samples[i:i + _BLOCK]) for i in range(0, max(len(samples), 1), _BLOCK)])
+        if len(samples) and time.perf_counter() - began > len(samples) / self.sample_rate:
+            self.n_late += 1
         return out[:, 0] if mono else out
 
     def flush(self) -> np.ndarray:
         """The rest of the output, as if silence followed, in the layout [T] for mono and [T, channels] else.
 
-        The stream is reset afterwards.
+        The stream is reset afterwards, but for its counters.
 
         Raises:
             SettingsError: the stream is closed.
@@ -105,9 +156,9 @@ class EnhancementStream:
             piece = self._advance(np.zeros((max(256, self.sample_rate // 20), self.channels), np.float32))[:remaining]
             pieces.append(piece)
             remaining -= len(piece)
-        n_replaced = self.n_replaced
+        counters = self.n_replaced, self.n_late
         self.reset()
-        self.n_replaced = n_replaced
+        self.n_replaced, self.n_late = counters
         out = np.concatenate(pieces) if pieces else np.zeros((0, self.channels), np.float32)
         return out[:, 0] if self.channels == 1 else out
 
@@ -135,32 +186,43 @@ class EnhancementStream:
         wet = self._denoise(converted)
         if self._from_model is not None:
             wet = self._from_model.process(wet)
-        self._n_out += len(wet)
         dry, self._dry = self._dry[:len(wet)], self._dry[len(wet):].copy()
+        if self._from_model is not None and self._top_gain is not None:
+            wet += dry * self._top_gain.at(self._from_model.input_time(self._n_out + np.arange(len(wet))))
+        self._n_out += len(wet)
         return self._blend(wet, dry)
 
     def _denoise(self, samples: np.ndarray) -> np.ndarray:
-        self._hop = np.concatenate([self._hop, samples])
-        length = self._denoiser.info.hop_length
-        n_hops = len(self._hop) // length
+        """All whole hops enhanced, less the part of the input that `_advance` adds at the stream's own rate."""
+        self._heard = np.concatenate([self._heard, samples])
+        length, delay = self._denoiser.info.hop_length, self._denoiser.info.delay
+        n_hops = (len(self._heard) - delay) // length
         out = np.empty((n_hops * length, self.channels), np.float32)
-        for i in range(n_hops):
-            place = slice(i * length, (i + 1) * length)
+        for start in range(0, n_hops * length, length):
+            hop, place = self._heard[start + delay:start + delay + length], slice(start, start + length)
             for channel in range(self.channels):
-                hop = np.ascontiguousarray(self._hop[place, channel])[None]
-                enhanced, self._states[channel] = self._denoiser.step(hop, self._states[channel])
+                samples = np.ascontiguousarray(hop[:, channel])[None]
+                enhanced, self._states[channel] = self._denoiser.step(samples, self._states[channel])
                 out[place, channel] = enhanced[0]
-        self._hop = self._hop[n_hops * length:].copy()
+            if self._top_gain is not None:
+                noisy = self._heard[place]
+                out[place] -= noisy * self._top_gain.follow(noisy, out[place])
+        self._heard = self._heard[n_hops * length:].copy()
         return out
 
+    def _wanted_wetness(self) -> float:
+        if self.bypass:
+            return 0.0
+        # at least so much of the input remains, whatever the model takes away
+        return self.strength * (1 - float(10 ** (-self.max_reduction_db / 20)))
+
     def _blend(self, wet: np.ndarray, dry: np.ndarray) -> np.ndarray:
-        """`wet`, or `dry` while bypassed, and a straight fade between the two after a switch."""
-        goal = 0.0 if self.bypass else 1.0
-        if self._wetness == goal or not len(wet):
-            return wet if goal else dry.copy()
-        step = 1.0 / (FADE_SECONDS * self.sample_rate)
-        ramp = self._wetness + np.sign(goal - self._wetness) * step * np.arange(1, len(wet) + 1)
-        ramp = np.clip(ramp, 0.0, 1.0)
+        """`wet` and `dry` in their shares, and a straight fade after a change of these."""
+        begin, end = self._wetness, self._wanted_wetness()
+        if begin == end or not len(wet):
+            return wet if end == 1 else wet * np.float32(end) + dry * np.float32(1 - end)
+        steps = np.arange(1, len(wet) + 1) / (FADE_SECONDS * self.sample_rate)
+        ramp = np.minimum(begin + steps, end) if begin < end else np.maximum(begin - steps, end)
         self._wetness = float(ramp[-1])
         share = ramp[:, None].astype(np.float32)
         return np.asarray(wet * share + dry * (1 - share))

@@ -1,5 +1,6 @@
-"""What benchmarks print: a Markdown table, and above it the machine, the versions and the day."""
+"""What benchmarks print and keep: a Markdown table, and above it the machine, the versions and the day."""
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,13 @@ def environment_line(values: Mapping[str, Any]) -> str:
     parts += [f"{key} {value}" for key, value in values.items()
               if key not in {"cpu", "cores", "system", "load_average", "date"}]
     return "; ".join([*parts, values["date"]])
+
+
+def write_results(page: str, values: object, markdown: Path, figures: Path) -> None:
+    """The page as Markdown and its figures as JSON, below folders that need not be there yet."""
+    for path, text in [(markdown, page), (figures, json.dumps(values, indent=1) + "\n")]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
 
 
 def _cpu_name() -> str:

@@ -32,16 +32,20 @@ def enhancer(tiny_model):
 
 @pytest.fixture(scope="session")
 def unity(tiny_network, tmp_path_factory):
-    """An Enhancer whose network changes nothing: every gain is one, every filter tap zero."""
-    import copy
+    """An Enhancer whose network changes nothing."""
+    return with_gain(tiny_network, 1.0, tmp_path_factory)
 
-    import torch
-    network = copy.deepcopy(tiny_network)
-    with torch.no_grad():
-        for head, bias in ((network.gain_head, 40.0), (network.filter_head, 0.0)):
-            head.weight.zero_()
-            head.bias.fill_(bias)
-    return Enhancer(export(network, tmp_path_factory.mktemp("models") / "unity.onnx"))
+
+@pytest.fixture(scope="session")
+def halving(tiny_network, tmp_path_factory):
+    """An Enhancer whose network halves everything."""
+    return with_gain(tiny_network, 0.5, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def mute(tiny_network, tmp_path_factory):
+    """An Enhancer whose network lets nothing through."""
+    return with_gain(tiny_network, 0.0, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +58,19 @@ def noisy():
     voice = 0.1 * np.clip(np.sin(2 * np.pi * 2 * time), 0, 1) * buzz
     noise = rng.standard_normal(len(time)) * np.sqrt(np.mean(voice**2) / 10)
     return (voice + noise).astype(np.float32)
+
+
+def with_gain(network, gain, tmp_path_factory):
+    """An Enhancer whose network gives every bin one gain, and filters nothing."""
+    import copy
+
+    import torch
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        for head, bias in ((network.gain_head, {0.0: -40.0, 0.5: 0.0, 1.0: 40.0}[gain]), (network.filter_head, 0.0)):
+            head.weight.zero_()
+            head.bias.fill_(bias)
+    return Enhancer(export(network, tmp_path_factory.mktemp("models") / f"gain_{gain}.onnx"))
 
 
 def export(network, path):

@@ -11,7 +11,7 @@ class Delay:
     delay_samples = 384
 
     def __init__(self):
-        self.bypass = False
+        self.bypass, self.strength, self.max_reduction_db = False, 1.0, np.inf
         self.reset()
 
     def process(self, chunk):

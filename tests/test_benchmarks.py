@@ -285,7 +285,8 @@ def test_the_comparison_page_is_whole_in_itself_and_escapes(scores):
         page = comparison_page("A <title>", Comparison(environment(), SHORT, rows, quality))
         assert page.count("<svg ") == page.count("</svg>") == n_plots
         assert "A &lt;title&gt;" in page and "<b>" not in page
-        assert "default-src 'none'" in page and not any(word in page for word in ("http", "src=", "href=", "url("))
+        assert "default-src 'none'" in page
+        assert not any(word in page for word in ("http:", "https:", "src=", "href=", "url("))
 
 
 def test_a_better_and_costlier_point_lies_higher_and_further_right():
@@ -421,25 +422,41 @@ def settings(runs, tmp_path):
     return runs.Settings(("noise", "missing"), tmp_path / "work", 60.0, 1, 0, resume=True)
 
 
+def ours(runs, model_file):
+    enhancer = Enhancer(model_file)
+    return runs.System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, 16_000))
+
+
 def test_a_clip_is_scored_once_for_each_model(runs, user, settings, model_file, monkeypatch):
-    first = runs.evaluate(user, Enhancer(model_file), settings)
+    first = runs.evaluate(user, ours(runs, model_file), settings)
     assert list(first) == ["noise"]
     assert [row["test"] for row in first["noise"]] == ["00", "01"]
     assert first["noise"][0]["snr_db"] == -5 and isnan(first["noise"][1]["snr_db"])
     assert isnan(first["noise"][0]["pesq"])
 
     monkeypatch.setattr(runs, "score_clip", lambda *_: pytest.fail("scored again"))
-    np.testing.assert_equal(runs.evaluate(user, Enhancer(model_file), settings), first)
+    np.testing.assert_equal(runs.evaluate(user, ours(runs, model_file), settings), first)
+
+
+def test_a_peer_is_scored_beside_ours_and_one_that_cannot_be_made_is_one_line(runs, user, settings, tmp_path):
+    (tmp_path / "strangers.py").write_text(
+        "class Half:\n    def enhance(self, noisy):\n        return 0.5 * noisy\n"
+        "def make(name):\n    return {'half': Half}[name]()\n")
+    peer = runs.other_system("half", tmp_path / "strangers.py")
+    assert [row["si_sdr_improvement"] for row in runs.evaluate(user, peer, settings)["noise"]] == [1.0, 1.0]
+    assert peer.enhance(np.ones(4, np.float32)).tolist() == [0.5] * 4
+    with pytest.raises(PseError, match="no peer 'whole'"):
+        runs.other_system("whole", tmp_path / "strangers.py")
 
 
 @pytest.mark.parametrize("change", ["model", "sound"])
 def test_another_model_or_another_sound_is_scored_anew(runs, user, settings, model_file, change):
-    runs.evaluate(user, Enhancer(model_file), settings)
+    runs.evaluate(user, ours(runs, model_file), settings)
     if change == "model":
         model_file.write_bytes(empty_model(hop_length=128))
     else:
         soundfile.write(user / "tests/noise/00.noisy.wav", np.zeros(4000), 16_000)
-    runs.evaluate(user, Enhancer(model_file), settings)
+    runs.evaluate(user, ours(runs, model_file), settings)
     assert len(list((settings.work / "scores").iterdir())) == 2
 
 
@@ -486,3 +503,26 @@ def test_users_are_folders_with_tests(runs, user):
     (user.parent / "notes").mkdir()
     assert runs.users_in(user.parent, None) == [user]
     assert runs.users_in(user.parent, ["bob"]) == []
+
+
+# Endurance.
+
+
+def test_the_last_hour_has_the_scenes_of_the_first(monkeypatch):
+    endurance = program(monkeypatch, "endurance")
+    speech = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    day = list(endurance.scenes(5, 8000, 0, speech))
+    assert len(day) == 5
+    for first, last in ((0, 3), (1, 4)):
+        np.testing.assert_array_equal(day[first].noisy, day[last].noisy)
+    assert not np.array_equal(day[2].clean, day[0].clean)
+    assert all(np.count_nonzero(~(np.abs(scene.noisy) <= 10)) == scene.n_damaged for scene in day)
+
+
+def test_endurance_says_what_drifted_grew_or_wore_off(monkeypatch):
+    endurance = program(monkeypatch, "endurance")
+    sound = endurance.Outcome(1.0, 0, 0.5, 10.0, 10.05, 7, 7, 0, 3, 60.0)
+    assert sound.failures() == []
+    for wrong in ({"length_drift": 1}, {"growth_mib": 2.5}, {"last_si_sdr_db": 9.8}, {"last_si_sdr_db": nan},
+                  {"n_replaced": 6}, {"n_damaged_out": 1}):
+        assert len(replace(sound, **wrong).failures()) == 1

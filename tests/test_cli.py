@@ -50,6 +50,19 @@ def test_enhance_writes_what_the_library_returns(capsys, wav, tiny_model, enhanc
     np.testing.assert_allclose(written, expected.clip(-1, 1), atol=1.1 / 32768)
 
 
+@pytest.mark.parametrize("option", ["--strength", "--max-reduction"])
+def test_enhance_lowers_noise_no_further_than_asked(capsys, wav, tiny_model, tmp_path, option):
+    code, _, _ = run(capsys, "enhance", wav, "--model", tiny_model, "--out", tmp_path / "out.wav", option, "0")
+    assert code == 0
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out.wav")[0], soundfile.read(wav)[0], atol=1.1 / 32768)
+
+
+@pytest.mark.parametrize("options", [["--strength", "2"], ["--max-reduction", "-1"], ["--strength", "nan"]])
+def test_a_strength_that_makes_no_sense_is_refused(capsys, wav, tiny_model, options):
+    code, _, err = run(capsys, "enhance", wav, "--model", tiny_model, *options)
+    assert code == 2 and options[0].strip("-").replace("-", "_") in err
+
+
 def test_enhance_takes_folders_and_makes_the_output_folder(capsys, wav, tiny_model, tmp_path):
     code, _, _ = run(capsys, "enhance", wav.parent, "--model", tiny_model, "--out", tmp_path / "new" / "folder")
     assert code == 0 and (tmp_path / "new" / "folder" / "in.wav").exists()

@@ -331,6 +331,18 @@ def test_before_after_reaches_the_stream_while_it_runs(system):
     assert seen[7] == (False, False) and seen[-1] == (True, True)
 
 
+def test_the_strength_reaches_the_stream_before_the_first_sound_and_while_it_runs(system):
+    stream, control, seen = Delay(), live.Control(strength=0.5, max_reduction_db=12.0), []
+
+    def on_status(status):
+        seen.append((stream.strength, stream.max_reduction_db))
+        if len(seen) == 8:
+            control.strength, control.max_reduction_db = 1.0, 6.0
+
+    live.listen(stream, seconds=1, control=control, on_status=on_status)
+    assert seen[0] == (0.5, 12.0) and seen[-1] == (1.0, 6.0)
+
+
 def test_another_thread_can_end_it(system):
     control = live.Control()
     threading.Timer(0.3, control.stop).start()

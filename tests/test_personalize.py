@@ -81,7 +81,7 @@ def test_recordings_without_speech_leave_the_generalist(hum):
 
 @needs_models
 def test_a_short_training_ends_in_a_model_that_is_not_worse_and_a_report(reader_recordings, tmp_path):
-    enhancer = Enhancer.personalize(reader_recordings, size="tiny", budget_seconds=60, steps=25, threads=1)
+    enhancer = Enhancer.personalize(reader_recordings, size="tiny", budget_seconds=110, steps=25, threads=1)
     report = enhancer.report
     assert report.status in ("accepted", "kept")
     assert report.n_steps == 25
@@ -102,7 +102,7 @@ def test_clean_speech_counts_as_clean_and_noisy_speech_given_as_clean_does_not(r
     speaker = sorted((Path(data) / "speech" / "users").iterdir())[0]
     clean = soundfile.read(sorted(speaker.iterdir())[20], dtype="float32")
     noisy = (reader_recordings[0][0][: 10 * RATE], RATE)
-    report = Enhancer.personalize(reader_recordings, clean=[clean, noisy], size="tiny", budget_seconds=60, steps=3,
+    report = Enhancer.personalize(reader_recordings, clean=[clean, noisy], size="tiny", budget_seconds=110, steps=3,
                                   threads=1).report
     assert report.seconds_of_clean == pytest.approx(len(clean[0]) / RATE, abs=0.1)
     assert any("given as clean" in note for note in report.notes)

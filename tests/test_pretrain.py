@@ -133,6 +133,7 @@ def test_mixing_ahead_changes_nothing(corpus, tmp_path, uninterrupted, dies_at):
 
 
 @pytest.mark.parametrize("change, told", [({"seed": 1}, "--seed 0, not 1"), ({"batch": 8}, "--batch 4, not 8"),
+                                          ({"seconds": 0.64}, "--seconds None, not 0.64"),
                                           ({"what": "snr_predictor"}, "--what tiny, not snr_predictor")])
 def test_a_run_is_not_continued_with_other_settings(corpus, tmp_path, checkpoint, change, told):
     shutil.copy(checkpoint, tmp_path)
@@ -145,6 +146,40 @@ def test_a_run_may_become_longer_and_change_its_precision(corpus, tmp_path, chec
     shutil.copy(checkpoint, tmp_path)
     train(corpus, tmp_path, steps=6, precision="bfloat16")
     assert [row["step"] for row in rows_of(tmp_path)] == [6]
+
+
+def test_a_mixture_lasts_as_long_as_asked(corpus, tmp_path):
+    train(corpus, tmp_path, steps=1, seconds=1.28)
+    assert rows_of(tmp_path)[0]["hours"] == pytest.approx(BATCH * 1.28 / 3600, abs=5e-3)
+
+
+def test_a_run_begins_with_given_weights(corpus, tmp_path, checkpoint):
+    begun_with = build_network("tiny")
+    start = tmp_path / "start.safetensors"
+    pretrain.save_weights(begun_with, start)
+    train(corpus, tmp_path / "out", steps=1, start=start, **{"peak-rate": 1e-9})
+    weights = weights_of(tmp_path / "out")
+    for name, value in begun_with.state_dict().items():
+        torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", "small"])
+def test_weights_that_do_not_fit_are_refused(corpus, tmp_path, content):
+    start = tmp_path / "start.safetensors"
+    if content == "small":
+        pretrain.save_weights(build_network(content), start)
+    elif content:
+        start.write_bytes(content)
+    with pytest.raises(SettingsError, match="--start .*start.safetensors cannot be used"):
+        train(corpus, tmp_path / "out", start=start)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seconds", ["0", "x", "1e9", "nan"])
+def test_mixtures_of_no_useful_length_are_refused(capsys, seconds):
+    with pytest.raises(SystemExit):
+        pretrain.parse(["--data", ".", "--what", "tiny", "--steps", "1", "--out", "out", "--seconds", seconds])
+    assert "expected 0.64 to 64 s" in capsys.readouterr().err
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(corpus, tmp_path):

@@ -131,7 +131,7 @@ def test_clean_speech_is_drawn_for_its_share_however_little_there_is(pair, noise
     assert (items.weight == 1).all(1).float().mean().item() == pytest.approx(TRUE_SHARE, abs=0.06)
 
 
-def test_speech_to_be_left_alone_fades_over_a_faint_noise(pair, noises):
+def test_speech_to_be_left_alone_fades(pair, noises):
     items = draw(pair, noises, Method(teacher_targets=True, clean_share=1.0, noise_share=0), n=128)
     level_db = 10 * torch.log10(items.mixture.unflatten(1, (-1, STFT.hop_length)).square().mean(2))
     spread = level_db.amax(1) - level_db.amin(1)

@@ -1,6 +1,7 @@
 import threading
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pse_sdk import Enhancer
+from pse_sdk import stream as stream_module
+from pse_sdk.audio import resample
 from pse_sdk.errors import AudioError, SettingsError
+from pse_sdk.noise import synthetic_voice
 from pse_sdk.stream import FADE_SECONDS
 
 RATES = [8_000, 16_000, 44_100, 48_000, 96_000]
@@ -50,6 +55,18 @@ def test_chunking_does_not_change_the_output(enhancer, rate, channels, seed, len
     whole = joined(enhancer.stream(rate, channels), [samples])
     np.testing.assert_allclose(joined(enhancer.stream(rate, channels), cut(samples, lengths)), whole,
                                rtol=0, atol=CHUNKING_TOLERANCE)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000, 192_000])
+def test_a_hundred_random_chunkings_give_the_output_of_one_call(enhancer, rate):
+    rng = np.random.default_rng(rate)
+    samples = white_noise(rate // 8, seed=rate)
+    whole = enhancer.enhance(samples, rate)
+    for _ in range(100):
+        lengths = rng.choice([0, 1, 2, 63, 256, 441, 480, rng.integers(1, len(samples))], rng.integers(1, 40))
+        stream = enhancer.stream(rate)
+        np.testing.assert_allclose(joined(stream, cut(samples, lengths))[stream.delay_samples:], whole,
+                                   rtol=0, atol=CHUNKING_TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [1, 7, 441, 480])
@@ -115,13 +132,17 @@ def test_after_a_flush_the_stream_is_a_new_one(enhancer, rate):
     np.testing.assert_array_equal(joined(used, [second]), joined(enhancer.stream(rate), [second]))
 
 
+@pytest.mark.parametrize("settings", [{}, {"strength": 0.5, "max_reduction_db": 12.0}, {"full_band": False}])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_reset_forgets_everything_bit_for_bit(enhancer, rate):
-    used = enhancer.stream(rate)
-    used.process(white_noise(7001, seed=1))
+def test_reset_forgets_everything_bit_for_bit(enhancer, rate, settings):
+    used = enhancer.stream(rate, 2, **settings)
+    used.process(white_noise(7001, 2, seed=1))
+    used.bypass = True
+    used.process(white_noise(100, 2, seed=1))      # in the middle of a fade
+    used.bypass = False
     used.reset()
-    samples = white_noise(7000, seed=2)
-    np.testing.assert_array_equal(joined(used, [samples]), joined(enhancer.stream(rate), [samples]))
+    samples = white_noise(7000, 2, seed=2)
+    np.testing.assert_array_equal(joined(used, [samples]), joined(enhancer.stream(rate, 2, **settings), [samples]))
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -150,6 +171,123 @@ def test_switching_the_bypass_does_not_click(enhancer):
     assert difference > 10 * steepest_alone             # else a click would drown
     assert np.any(out == dry) and np.any(out == wet)
     assert np.abs(np.diff(out)).max() <= steepest_alone + difference / (FADE_SECONDS * 16_000)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_at_strength_zero_the_input_comes_out_delayed(enhancer, rate):
+    samples = white_noise(rate // 4, 2)
+    stream = enhancer.stream(rate, 2, strength=0)
+    np.testing.assert_array_equal(joined(stream, [samples])[stream.delay_samples:], samples)
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.9])
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_strength_is_the_share_of_the_enhanced_sound(enhancer, rate, strength):
+    samples = white_noise(rate // 2)
+    expected = strength * enhancer.enhance(samples, rate) + (1 - strength) * samples
+    np.testing.assert_allclose(enhancer.enhance(samples, rate, strength=strength), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit_db", [0.0, 6.0, 20.0])
+@pytest.mark.parametrize("rate", RATES)
+def test_noise_is_lowered_by_no_more_than_the_limit(mute, rate, limit_db):
+    samples = white_noise(rate)
+    out = mute.enhance(samples, rate, max_reduction_db=limit_db)
+    settled = slice(rate // 4, None)        # until then the gain for the band above the model's comes down
+    np.testing.assert_allclose(out[settled], 10 ** (-limit_db / 20) * samples[settled], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, values", [("bypass", [False, True]), ("strength", [1.0, 0.2, 0.7, 0.0]),
+                                          ("max_reduction_db", [np.inf, 3.0, 12.0, 0.0])])
+def test_settings_that_change_while_it_runs_fade_without_a_click(mute, name, values):
+    stream, out = mute.stream(16_000), []
+    for i, chunk in enumerate(cut(np.full(20_000, 0.5, np.float32), [480] * 40)):
+        setattr(stream, name, values[i % len(values)])
+        out.append(stream.process(chunk))
+    heard = np.concatenate(out)[stream.delay_samples:]
+    assert np.ptp(heard) > 0.49
+    assert np.abs(np.diff(heard)).max() <= 1.001 * 0.5 / (FADE_SECONDS * 16_000)
+
+
+@pytest.mark.parametrize("settings", [{"strength": -0.1}, {"strength": 1.1}, {"strength": np.nan}, {"strength": "1"},
+                                      {"strength": None}, {"max_reduction_db": -1}, {"max_reduction_db": np.nan},
+                                      {"max_reduction_db": "6"}])
+def test_settings_that_make_no_sense_are_refused_and_leave_the_stream_as_it_is(enhancer, settings):
+    for call in (enhancer.stream, lambda rate, **options: enhancer.enhance(white_noise(0), rate, **options)):
+        with pytest.raises(SettingsError, match=next(iter(settings))):
+            call(16_000, **settings)
+    stream = enhancer.stream(16_000)
+    [(name, value)] = settings.items()
+    before = getattr(stream, name)
+    with pytest.raises(SettingsError):
+        setattr(stream, name, value)
+    assert getattr(stream, name) == before
+
+
+def test_a_file_is_enhanced_as_strongly_as_asked(mute, tmp_path):
+    soundfile.write(tmp_path / "noisy.wav", white_noise(8000), 16_000)
+    mute.enhance_file(tmp_path / "noisy.wav", tmp_path / "same.wav", strength=0)
+    mute.enhance_file(tmp_path / "noisy.wav", tmp_path / "lower.wav", max_reduction_db=20)
+    noisy, same, lower = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("noisy", "same", "lower"))
+    np.testing.assert_allclose(same, noisy, rtol=0, atol=1.01 / 2**15)
+    np.testing.assert_allclose(lower, 0.1 * noisy, rtol=0, atol=1.01 / 2**15)
+
+
+@pytest.mark.parametrize("rate", [rate for rate in RATES + ODD_RATES if rate != 16_000])
+def test_a_model_that_changes_nothing_leaves_the_whole_band_as_it_is(unity, rate):
+    samples = white_noise(rate // 2)
+    left = unity.enhance(samples, rate) - samples
+    assert 10 * np.log10(np.mean(left**2) / np.mean(samples**2)) < -80
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000, 96_000])
+def test_a_sweep_passes_the_end_of_the_models_band_without_a_notch_or_a_peak(halving, rate):
+    seconds = 4.0
+    time = np.arange(round(seconds * rate)) / rate
+    phase = 2 * np.pi * (4000 * time + 8000 / seconds * time**2 / 2)        # 4 to 12 kHz
+    out = halving.enhance((0.5 * np.sin(phase)).astype(np.float32), rate)
+    levels = 10 * np.log10([np.mean(piece**2) for piece in np.array_split(out[rate // 2:], 100)])  # from 5 kHz
+    np.testing.assert_allclose(levels, 10 * np.log10(0.25**2 / 2), atol=0.5)
+
+
+def above(samples, lower_rate):
+    """48 kHz samples without what fits into a lower rate."""
+    return samples - resample(resample(samples, 48_000, lower_rate), lower_rate, 48_000)[:len(samples)]
+
+
+def band_db(samples, rate, low_hz, high_hz):
+    power = np.abs(np.fft.rfft(samples * np.hanning(len(samples)))) ** 2
+    hz = np.fft.rfftfreq(len(samples), 1 / rate)
+    return 10 * np.log10(power[(hz >= low_hz) & (hz < high_hz)].sum())
+
+
+def test_white_noise_is_lowered_above_the_models_band_as_it_is_below():
+    samples = white_noise(4 * 48_000)
+    out = Enhancer(size="tiny").enhance(samples, 48_000)[48_000:]
+    below, higher = (band_db(samples[48_000:], 48_000, *band) - band_db(out, 48_000, *band)
+                     for band in ((4000, 7000), (9000, 20_000)))
+    assert below > 6 and abs(higher - below) < 3
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_a_voice_without_noise_keeps_what_it_has_above_the_models_band(seed):
+    voice = resample(synthetic_voice(4 * 16_000, np.random.default_rng(seed)), 16_000, 48_000)
+    voice *= 0.5 / np.abs(voice).max()
+    loudness = np.sqrt(np.convolve(above(voice, 8000) ** 2, np.ones(960) / 960, "same"))    # of 4 to 8 kHz, over 20 ms
+    voice += (10 * loudness * above(white_noise(len(voice)), 16_000)).astype(np.float32)
+    out = Enhancer(size="tiny").enhance(voice, 48_000)
+    below, higher = (band_db(voice, 48_000, *band) - band_db(out, 48_000, *band)
+                     for band in ((4000, 7000), (9000, 20_000)))
+    assert higher < below + 1 and higher < 3
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000, 96_000])
+def test_without_the_full_band_nothing_comes_out_above_the_models(enhancer, rate):
+    samples = white_noise(rate // 2)
+    out = enhancer.enhance(samples, rate, full_band=False)
+    assert band_db(out, rate, 8200, rate / 2) < band_db(samples, rate, 8200, rate / 2) - 60
+    out = enhancer.enhance(samples, rate)
+    assert band_db(out, rate, 8200, rate / 2) > band_db(samples, rate, 8200, rate / 2) - 40
 
 
 @pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf, 1e30, -3e38])
@@ -260,10 +398,26 @@ def test_a_rate_that_is_a_whole_float_is_a_rate(enhancer):
     np.testing.assert_array_equal(enhancer.enhance(samples, 44_100.0), enhancer.enhance(samples, 44_100))
 
 
-def test_16_bit_samples_are_the_floats_they_stand_for(enhancer):
-    samples = np.round(white_noise(5000) * 32768).astype(np.int16)
-    np.testing.assert_array_equal(enhancer.enhance(samples, 16_000),
-                                  enhancer.enhance(samples.astype(np.float32) / 32768, 16_000))
+@pytest.mark.parametrize("dtype, full_scale", [("int16", 2**15), ("int32", 2**31), ("float64", 1), ("float16", 1)])
+def test_samples_of_any_type_are_the_floats_they_stand_for(enhancer, dtype, full_scale):
+    samples = (white_noise(5000).astype(np.float64) * full_scale).astype(dtype)
+    floats = (samples.astype(np.float64) / full_scale).astype(np.float32)
+    out = joined(enhancer.stream(48_000), cut(samples, [0, 1, 480, 441]))
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(out, joined(enhancer.stream(48_000), cut(floats, [0, 1, 480, 441])))
+
+
+def test_chunks_that_take_longer_than_they_last_are_counted(enhancer, monkeypatch):
+    stream = enhancer.stream(48_000)
+    clock = iter([0.0, 0.011, 1.0, 1.009, 2.0, 3.0, 3.5])
+    monkeypatch.setattr(stream_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    for length in (480, 480, 0, 480):      # late, in time, nothing to be late with, late
+        stream.process(white_noise(length))
+    assert stream.n_late == 2
+    stream.flush()
+    assert stream.n_late == 2
+    stream.reset()
+    assert stream.n_late == 0
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -285,15 +439,15 @@ def test_a_quiet_clip_is_enhanced_like_a_loud_one(enhancer, noisy):
     assert np.sqrt(np.mean(left**2)) < 1e-3 * np.sqrt(np.mean(expected**2))
 
 
-@pytest.mark.parametrize("n_threads", [2, 8])
-def test_streams_in_many_threads_give_what_they_give_one_after_another(enhancer, n_threads):
+@pytest.mark.parametrize("n_threads, rate", [(2, 16_000), (8, 16_000), (8, 48_000)])
+def test_streams_in_many_threads_give_what_they_give_one_after_another(enhancer, n_threads, rate):
     signals = [cut(white_noise(8000, seed=i), [480] * 16) for i in range(n_threads)]
-    alone = [joined(enhancer.stream(16_000), chunks) for chunks in signals]
+    alone = [joined(enhancer.stream(rate), chunks) for chunks in signals]
     together = [None] * n_threads
     start = threading.Barrier(n_threads)
 
     def work(i):
-        stream = enhancer.stream(16_000)
+        stream = enhancer.stream(rate)
         start.wait()
         together[i] = joined(stream, signals[i])
 

@@ -13,7 +13,7 @@ from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram
 from .network import Denoiser
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
 
-SNR_WEIGHT = 0.1
+SNR_WEIGHT = 0.2
 CONTRAST_WEIGHTS = {"corrected": (0.05, 0.02), "published": (1.0, 1.0)}     # alike, different; in dB beside the SNR
 CONTRAST_PAIRS = 8
 UNTIMED_STEPS, TIMED_STEPS = 3, 8     # before the plan is made: caches warm up, then the clock counts
@@ -22,7 +22,7 @@ UNTIMED_STEPS, TIMED_STEPS = 3, 8     # before the plan is made: caches warm up,
 @dataclass(frozen=True)
 class FitConfig:
     batch: int = 16
-    peak_rate: float = 1.5e-3
+    peak_rate: float = 2e-3
     warm_up: int = 20
     average_decay: float = 0.98
     gradient_norm: float = 1.0
@@ -43,7 +43,7 @@ class Fit:
 
 
 def items_loss(network: Denoiser, items: Items) -> Tensor:
-    """Compressed spectrum plus a tenth of the negative SNR.
+    """Compressed spectrum plus a fifth of the negative SNR.
 
     Frames count by their weight, whose mean over the batch is made one: noisy recordings count less than clean ones.
     """

@@ -32,7 +32,8 @@ class MixingConfig:
     gap_share: float = 0.12                 # with a stretch of digital silence, as muting and noise gates leave it
     gap_seconds: tuple[float, float] = (0.1, 1.6)
     equaliser_db: float = 8.0
-    max_speed_change: float = 0.12
+    max_speed_change: float = 0.12          # of speech, for more voices
+    max_noise_speed_change: float = 0.4     # for more noises
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,13 @@ class Mixer:
         """Speech and noise [B, T], through equalisers, speech also through rooms."""
         config, length = self.config, self.config.length
         draws = _Draws((self.seed, 1, draw), size, rows, self.device)
-        speed = config.max_speed_change
-        speech = self.corpus.speech.draw(size, length, draws.generator, max_speed_change=speed, rows=rows)
+        speech = self.corpus.speech.draw(size, length, draws.generator, max_speed_change=config.max_speed_change,
+                                         rows=rows)
         in_room = draws.chance(config.room_share).squeeze(1).nonzero().squeeze(1)
         room = draws.integers(self.corpus.rooms.n_clips)[in_room]
         speech = self._filtered(speech, draws, (in_room, room))
-        noise = self.corpus.noise.draw(size, length, draws.generator, max_speed_change=speed, rows=rows)
+        noise = self.corpus.noise.draw(size, length, draws.generator,
+                                       max_speed_change=config.max_noise_speed_change, rows=rows)
         noise = noise / (noise.square().mean(1, keepdim=True) + 1e-8).sqrt()
         second = _exchanged(noise, 1) * 10 ** (draws.uniform(-10, 5) / 20)
         noise = noise + torch.where(draws.chance(config.second_noise_share), second, 0.0)

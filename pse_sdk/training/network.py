@@ -14,12 +14,14 @@ Nothing outside this file knows what is inside: callers use `build_network`, `NE
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import STFT
-from ..errors import SettingsError
+from ..errors import ModelFileError, SettingsError
 
 State = dict[str, Tensor]
 
@@ -57,6 +59,20 @@ def build_network(size: str) -> "Denoiser":
     if size not in NETWORKS:
         raise SettingsError(f"no network of size {size!r}; choose one of {', '.join(NETWORKS)}")
     return Denoiser(NETWORKS[size])
+
+
+def load_network(size: str, weights: Path) -> "Denoiser":
+    """A network of the named size with weights from a safetensors file, of whatever precision, ready to be asked.
+
+    Raises:
+        SettingsError: see `build_network`. ModelFileError: there is no such file.
+    """
+    network = build_network(size)
+    if not weights.exists():
+        raise ModelFileError(f"no weights of the {size} network at {weights}; install the package anew, or train one "
+                             "(README, 'Train your own generalist')")
+    network.load_state_dict(load_file(weights))     # copied into the network's own float32
+    return network.eval()
 
 
 def band_matrix(n_bands: int, n_bins: int) -> Tensor:

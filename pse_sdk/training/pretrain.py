@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,6 +39,7 @@ from .network import NETWORKS, Denoiser, build_network
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 
 AVERAGE_DECAY = 0.999
+MIN_FRAMES, MAX_FRAMES = 40, 4000   # of a mixture
 SNR_WEIGHT = 0.1        # of the negative SNR in dB, beside the compressed spectrum
 
 
@@ -151,7 +153,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="where decoded audio is kept")
-    parser.add_argument("--batch", type=int, default=32, help="mixtures of 2.56 s a step, of all processes together")
+    parser.add_argument("--batch", type=int, default=32, help="mixtures a step, of all processes together")
+    parser.add_argument("--seconds", type=_whole_hops,
+                        help="that a mixture lasts, and a validation one (2.56; for snr_predictor 5.12)")
+    parser.add_argument("--start", type=Path, metavar="WEIGHTS",
+                        help="weights to begin with instead of random ones, such as those of a shipped model")
     parser.add_argument("--peak-rate", type=float, default=2e-3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu",
                         help="(here: %(default)s)")
@@ -163,6 +169,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate-every", type=int, default=1000)
     return parser.parse_args(arguments)
+
+
+def _whole_hops(text: str) -> float:
+    """Seconds, rounded to hops of the transform."""
+    try:
+        n_frames = round(float(text) / STFT.hop_seconds)
+        if MIN_FRAMES <= n_frames <= MAX_FRAMES:
+            return n_frames * STFT.hop_seconds
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text}: expected {MIN_FRAMES * STFT.hop_seconds:g} to "
+                                     f"{MAX_FRAMES * STFT.hop_seconds:g} s")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -184,6 +202,8 @@ def train(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace, device: torch.device) -> None:
     task = DENOISING if args.what in NETWORKS else SNR_PREDICTION
+    if args.seconds is not None:
+        task = replace(task, mixing=replace(task.mixing, length=round(args.seconds * STFT.sample_rate)))
     share, rest = divmod(args.batch, GROUP * processes.n_processes())
     if rest or not share:
         raise SettingsError(f"--batch {args.batch} cannot be shared by {processes.n_processes()} process(es); "
@@ -191,17 +211,20 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     rows = slice(processes.rank() * share * GROUP, (processes.rank() + 1) * share * GROUP)
 
     network = task.build(args.what).to(device)
+    if args.start is not None:
+        _load_start(network, args.start)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
     network.precision = getattr(torch, args.precision)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
-    settings = {"what": args.what, "seed": args.seed, "batch": args.batch}
+    settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": args.seconds}
     saved = processes.from_first(_load(checkpoint) if processes.rank() == 0 else None)
     if saved is not None:
         for name, value in settings.items():
-            if saved.get(name, value) != value:
-                raise SettingsError(f"{checkpoint} was made with --{name} {saved[name]}, not {value}; "
+            before = saved["settings"][name]
+            if before != value:
+                raise SettingsError(f"{checkpoint} was made with --{name} {before}, not {value}; "
                                     "go on with that, or choose another --out")
         network.load_state_dict(saved["network"])
         average.load_state_dict(saved["average"])
@@ -214,7 +237,8 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     if processes.local_rank() == 0:
         processes.wait_for_all()
     mixer = Mixer(training, task.mixing, args.seed)
-    judge = Mixer(validation, replace(task.mixing, max_speed_change=0.0), seed=10_007)
+    natural = replace(task.mixing, max_speed_change=0.0, max_noise_speed_change=0.0)
+    judge = Mixer(validation, natural, seed=10_007)
     judged = [judge.batch(i, 32) for i in range(4)]
     loss_of: torch.nn.Module = Loss(network, task.loss)
     if processes.n_processes() > 1:
@@ -258,7 +282,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
                 print(row, flush=True)
                 _save({"network": network.state_dict(), "average": average.state_dict(),
                        "optimizer": optimizer.state_dict(), "step": step, "seconds": time.monotonic() - started,
-                       **settings}, checkpoint)
+                       "settings": settings}, checkpoint)
                 save_weights(average.module, args.out / "weights.safetensors")
             losses, watch, since = [], Stopwatch(device), time.monotonic()
 
@@ -276,6 +300,14 @@ def _mixtures(mixer: Mixer, steps: range, size: int, rows: slice, *, ahead: bool
             if step + 1 in steps:
                 coming.append(pool.submit(mixer.batch, step + 1, size, rows))
             yield batch
+
+
+def _load_start(network: torch.nn.Module, weights: Path) -> None:
+    try:
+        network.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"--start {weights} cannot be used here: {reason}") from error
 
 
 def _load(checkpoint: Path) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ from .mixing import active_rms
 SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
 CLEAN_SNR_DB = 35.0
-FAINT_SNR_DB = (30.0, 50.0)     # of the noise under speech that is to be left as it is
 TRUE_SHARE = 0.3        # of the items whose speech is really clean, where the user gave some
 FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
 MARGIN_DB = 8.0             # injected noise is at least this much louder than what the recording holds already:
@@ -30,7 +29,7 @@ class Method:
     teacher_targets: bool = False   # the teacher's output for the recording, not the recording itself
     purify: bool = False            # frames count by their purification weight
     remix_share: float = 0.0        # of the items that are the teacher's speech plus noise, without the recording's own
-    clean_share: float = 0.1        # of the items that are the teacher's speech (`_kept_speech`), to be left as it is
+    clean_share: float = 0.1        # of the items that are the teacher's speech alone (`fade`), to be left as it is
     noise_share: float = 0.05       # of the items that are noise alone, to be silenced
     pauses_are_silent: bool = False     # frames that surely hold no speech count in full, with silence as their target
     contrast: str = ""              # "corrected" or "published": compare the outputs of pairs of mixtures as well
@@ -145,35 +144,31 @@ class PseudoMixtures:
         return len(self._starts)
 
     def draw(self, n: int) -> Items:
-        generator, hop = self._generator, STFT.hop_length
+        generator = self._generator
         pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)
-        start = self._starts[pick, None]
-        index = start * hop + torch.arange(SEGMENT_FRAMES * hop)
-        recording, enhanced, goal = self._noisy[index], self._enhanced[index], self._goal[index]
-        weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
-
+        recording, enhanced, goal, weight = self._segments(pick, self._noisy, self._enhanced, self._goal)
         remix = torch.rand(n, 1, generator=generator) < self.method.remix_share
         speech = torch.where(remix, enhanced, recording)
-        noise = self._noises.draw(n, SEGMENT_FRAMES * hop, generator)
-        highest = (self._snr_db[pick, None] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
-        highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, highest)
+        noise = self._noises.draw(n, recording.shape[1], generator)
+        highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, self._highest_snr_db(pick))
         snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * torch.rand(n, 1, generator=generator)
         gain = active_rms(speech) * 10 ** (-snr_db / 20)
         alone = torch.rand(n, 1, generator=generator) < self.method.clean_share
-        kept = self._kept_speech(enhanced, noise)
+        kept = fade(enhanced, generator)
         silent = torch.rand(n, 1, generator=generator) < self.method.noise_share
         mixture = torch.where(silent, noise, torch.where(alone, kept, speech + noise * gain))
         target = torch.where(silent, 0.0, torch.where(alone, kept, goal))
-        weight = torch.where(silent | alone, 1.0, weight) if self.method.purify else torch.ones_like(weight)
-        scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
+        weight = torch.where(silent | alone, 1.0, weight)
+        scale = _to_unit_rms(mixture)
         return Items(mixture * scale, target * scale, weight)
 
     def draw_contrasts(self, n: int) -> Contrasts:
         """Pairs as in Sivaraman and Kim (contrastive mixtures): half are alike. Both have the scale of the first."""
         generator = self._generator
         alike = torch.arange(n) % 2 == 0
-        picks = torch.multinomial(self._chance, 2 * n, replacement=True, generator=generator).view(2, n)
-        picks[1] = torch.where(alike, picks[0], picks[1])
+        pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)
+        away = torch.randint(1, max(2, self.n_segments), (n,), generator=generator)
+        picks = torch.stack([pick, torch.where(alike, pick, (pick + away) % self.n_segments)])
         noises = self._noises.draw(2 * n, SEGMENT_FRAMES * STFT.hop_length, generator).view(2, n, -1)
         noises[1] = torch.where(alike[:, None], noises[1], noises[0])
         shares = torch.rand(2, n, generator=generator)
@@ -181,41 +176,42 @@ class PseudoMixtures:
         found: list[Items] = []
         scale = torch.ones(n, 1)
         for pick, noise, share in zip(picks, noises, shares, strict=True):
-            start = self._starts[pick, None]
-            index = start * STFT.hop_length + torch.arange(SEGMENT_FRAMES * STFT.hop_length)
-            highest = (self._snr_db[pick] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
-            snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * share
-            recording = self._noisy[index]
-            mixture = recording + noise * active_rms(recording) * 10 ** (-snr_db[:, None] / 20)
+            recording, goal, weight = self._segments(pick, self._noisy, self._goal)
+            snr_db = SNR_RANGE_DB[0] + (self._highest_snr_db(pick) - SNR_RANGE_DB[0]) * share[:, None]
+            mixture = recording + noise * active_rms(recording) * 10 ** (-snr_db / 20)
             if not found:
-                scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
-            weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
-            found.append(Items(mixture * scale, self._goal[index] * scale,
-                               weight if self.method.purify else torch.ones_like(weight)))
+                scale = _to_unit_rms(mixture)
+            found.append(Items(mixture * scale, goal * scale, weight))
         return Contrasts(found[0], found[1], alike)
 
-    def _kept_speech(self, enhanced: Tensor, noise: Tensor) -> Tensor:
-        """Speech [n, T] as a good recording holds it: words fade to 40 dB below the loudest, over a faint noise.
+    def _segments(self, pick: Tensor, *sounds: Tensor) -> list[Tensor]:
+        """The segments `pick` [n] of each sound [n, T], and their frames' weights [n, N]: ones without purification."""
+        start, hop = self._starts[pick, None], STFT.hop_length
+        index = start * hop + torch.arange(SEGMENT_FRAMES * hop)
+        weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
+        return [*(sound[index] for sound in sounds), weight if self.method.purify else torch.ones_like(weight)]
 
-        The teacher's speech stops dead where the recording drowned it. Learnt as it is, it would teach that whatever
-        is quiet is noise.
-        """
-        return fade(enhanced, self._generator) + faint(noise, active_rms(enhanced), self._generator)
+    def _highest_snr_db(self, pick: Tensor) -> Tensor:
+        """Of noise injected into the recordings of segments `pick` [n]. Shape: [n, 1]."""
+        return (self._snr_db[pick, None] - MARGIN_DB).clamp(SNR_RANGE_DB[0] + 2.0, SNR_RANGE_DB[1])
 
 
-def fade(speech: Tensor, generator: torch.Generator) -> Tensor:
-    """Most of the items [n, T] with a gain that wanders between 0 and -40 dB, the others as they are."""
-    n, length = speech.shape
+def fade(samples: Tensor, generator: torch.Generator) -> Tensor:
+    """Most of the items [n, T] with a gain that wanders between 0 and -40 dB, the others as they are.
+
+    The teacher's speech stops dead where the recording drowned it. Learnt as it is, it would teach that whatever is
+    quiet is noise.
+    """
+    n, length = samples.shape
     points = torch.rand(n, 1, length // (FADE_FRAMES * STFT.hop_length) + 1, generator=generator) * -FADE_DB
     gain_db = torch.nn.functional.interpolate(points, size=length, mode="linear", align_corners=True).squeeze(1)
     chosen = torch.rand(n, 1, generator=generator) < FADED_SHARE
-    return speech * torch.where(chosen, 10 ** (gain_db / 20), 1.0)
+    return samples * torch.where(chosen, 10 ** (gain_db / 20), 1.0)
 
 
-def faint(noise: Tensor, speech_rms: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise [n, T] of unit RMS, 30 to 50 dB below speech of RMS [n, 1]."""
-    snr_db = FAINT_SNR_DB[0] + (FAINT_SNR_DB[1] - FAINT_SNR_DB[0]) * torch.rand(len(noise), 1, generator=generator)
-    return noise * speech_rms * 10 ** (-snr_db / 20)
+def _to_unit_rms(mixture: Tensor) -> Tensor:
+    """The factors [n, 1] that give each mixture [n, T] unit RMS."""
+    return 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
 
 
 def _gate(silent: np.ndarray) -> np.ndarray:

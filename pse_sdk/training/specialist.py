@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from ..config import STFT
 from ..enhancer import Enhancer, generalist
-from ..errors import ModelFileError, PseError
+from ..errors import PseError
 from ..model_format import ModelInfo
 from ..noise import foreign_noise
 from ..purification import FramePredictor
@@ -21,7 +20,7 @@ from ..segments import Stretch, harvest_pauses, split
 from .corpus import Bank
 from .fit import FitConfig, fit
 from .guard import Score, held_out, judge
-from .network import Denoiser, build_network
+from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
 from .pseudo_mixtures import AUTO, METHODS, NoiseBanks, Pair, PseudoMixtures
 from .teacher import Teacher
@@ -40,7 +39,7 @@ Progress = Callable[[str, float, float, str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for. Shape: recordings and noise are mono samples [T] at the model's rate."""
+    """What is asked for. Shape: `recordings`, `noise` and `clean` are mono samples [T] at the model's rate."""
 
     recordings: Sequence[np.ndarray]
     method: str = "auto"
@@ -55,13 +54,12 @@ class Job:
 
 
 def load_generalist(size: str) -> Denoiser:
-    """The network behind a generalist that ships with the package."""
-    network = build_network(size)
-    path = generalist(size).with_suffix(".safetensors")
-    if not path.exists():
-        raise ModelFileError(f"this installation has no weights of the {size} generalist to start from")
-    network.load_state_dict(load_file(path))
-    return network.eval()
+    """The network behind a generalist that ships with the package.
+
+    Raises:
+        SettingsError: no such size. ModelFileError: this installation lacks it.
+    """
+    return load_network(size, generalist(size).with_suffix(".safetensors"))
 
 
 def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes | None, Report]:
@@ -90,14 +88,14 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     stretches = [_stretch(samples, predictor) for samples in recordings]
     given = [_stretch(samples, predictor) for samples in job.clean]
     clean = [stretch for stretch in given if stretch.snr_db >= LEAST_CLEAN_SNR_DB]
-    if len(clean) < len(given):
-        doubted = [stretch for stretch in given if not stretch.snr_db >= LEAST_CLEAN_SNR_DB]
+    doubted = [stretch for stretch in given if not stretch.snr_db >= LEAST_CLEAN_SNR_DB]    # NaN: no speech in it
+    if doubted:
         stretches += doubted
         note += (f"{len(doubted)} of {len(given)} recordings given as clean seem noisy, and were used as noisy ones",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts["seconds_of_clean"] = round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1)
-    facts |= {"seconds_recorded": round(sum(len(r) for r in job.recordings) / STFT.sample_rate, 1),
+    facts |= {"seconds_recorded": round(seconds_of(job.recordings), 1),
               "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
               "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
     if speech_seconds < LEAST_SPEECH_SECONDS:
@@ -188,7 +186,7 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
 
 def at_most(recordings: Sequence[np.ndarray], seconds: float) -> tuple[list[np.ndarray], tuple[str, ...]]:
     """The recordings, or the same share from the middle of each where they are longer together, and a note of that."""
-    total = sum(map(len, recordings)) / STFT.sample_rate
+    total = seconds_of(recordings)
     if total <= seconds:
         return list(recordings), ()
     kept = []

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from ..config import MODELS, SIZES, STFT
 from ..enhancer import Enhancer
-from ..errors import ModelFileError
 from .losses import spectrogram, waveform
-from .network import Denoiser, build_network
+from .network import Denoiser, load_network
 
 # Frames estimated at once, and how many at each inner edge are estimated twice. It learnt from 2.56 s at a time, and
 # with longer stretches it is worse.
@@ -28,11 +26,7 @@ def load_teacher(path: Path = MODELS / "teacher.safetensors") -> Denoiser:
     Raises:
         ModelFileError: this installation has none.
     """
-    if not path.exists():
-        raise ModelFileError(f"this installation has no weights of the teacher ({path.name}); install it anew")
-    network = build_network("teacher")
-    network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    return network.eval()
+    return load_network("teacher", path)
 
 
 class Teacher:
