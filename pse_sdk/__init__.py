@@ -23,11 +23,12 @@ from .errors import (  # noqa: E402
     PseError,
     SettingsError,
 )
-from .job import METHODS, Progress  # noqa: E402
+from .job import METHODS, OTHERS, Progress  # noqa: E402
 from .report import Report  # noqa: E402
 
 __all__ = [
     "METHODS",
+    "OTHERS",
     "AudioError",
     "DeviceError",
     "Enhancer",

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import METHODS, Enhancer, Progress, PseError, __version__
+from . import METHODS, OTHERS, Enhancer, Progress, PseError, __version__
 from .arguments import as_number
 from .audio_file import ENHANCED_SUFFIX, audio_files
 from .config import SIZES
@@ -113,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--nice", type=int, default=0, help="0 to 19: how readily it gives way to other programs")
     sub.add_argument("--clean", nargs="+", help="files or folders with seconds of the same voice without noise")
     sub.add_argument("--noise", nargs="+", help="files or folders with noises to remove, beside those made here")
+    sub.add_argument("--others", choices=OTHERS, default="keep", help="other people's voices (%(default)s)")
+    sub.add_argument("--voices", nargs="+", help="files or folders with other people talking, for --others remove")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command("enhance", _enhance, "Enhance files and folders into WAV files.")
@@ -166,7 +168,8 @@ def _enhancer(args: argparse.Namespace) -> Enhancer:
 def _personalize(args: argparse.Namespace) -> int:
     _check_folder(args.out)
     with _ProgressLine() as progress:
-        enhancer = Enhancer.personalize(args.recordings, clean=args.clean, noise=args.noise, method=args.method,
+        enhancer = Enhancer.personalize(args.recordings, clean=args.clean, noise=args.noise, others=args.others,
+                                        voices=args.voices, method=args.method,
                                         size=args.size, budget_seconds=args.budget, threads=args.threads,
                                         nice=args.nice, seed=args.seed, on_progress=progress)
     report = enhancer.report

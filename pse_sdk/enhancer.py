@@ -187,6 +187,8 @@ class Enhancer:
         *,
         clean: Source | Sequence[Source] | None = None,
         noise: Source | Sequence[Source] | None = None,
+        others: str = "keep",
+        voices: Source | Sequence[Source] | None = None,
         method: str = "auto",
         size: str = "small",
         budget_seconds: float = 180,
@@ -208,6 +210,10 @@ class Enhancer:
             clean: of the user as well, but without noise (close to the microphone, in a quiet room): seconds help, a
                 minute helps more. What does not sound clean is used as a noisy recording, and noted.
             noise: files or folders with noises that should be removed, beside those that the package makes itself.
+            others: "remove" makes a specialist for this voice alone: what other people say is removed as well. "keep"
+                serves better where the user is alone with the microphone.
+            voices: files or folders with other people talking, for others="remove". Without them other voices are made
+                of the user's own.
             method: "auto", or one of `METHODS`.
             size: "tiny", "small", "medium" or "large".
             budget_seconds: for everything, from reading to the verdict; at least 20.
@@ -223,9 +229,9 @@ class Enhancer:
             PersonalizationCancelled: `on_progress` returned False.
             PersonalizationError: the training process failed.
         """
-        model, report = run_job(recordings, clean=clean, noise=noise, method=method, size=size,
-                                budget_seconds=budget_seconds, threads=threads, nice=nice, steps=steps,
-                                on_progress=on_progress, seed=seed)
+        model, report = run_job(recordings, clean=clean, noise=noise, others=others, voices=voices,
+                                method=method, size=size, budget_seconds=budget_seconds, threads=threads, nice=nice,
+                                steps=steps, on_progress=on_progress, seed=seed)
         enhancer = cls(size=size)
         enhancer._use(enhancer._denoiser if model is None else OnnxDenoiser(model), report)
         return enhancer

@@ -30,6 +30,8 @@ from .report import Report
 
 METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "pseudose-from-random", "teacher+dp")
 """How a specialist can be trained; "auto" is the one that has won most comparisons."""
+OTHERS = ("keep", "remove")
+"""What a specialist does with the voices of other people."""
 SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS = 20.0, 24 * 3600.0
 LONGEST_SECONDS, LONGEST_CLEAN_SECONDS = 3 * 3600.0, 600.0      # of recordings that one job learns from
 # glibc returns every large array to the system and faults it in again, at a third of the time of a training step
@@ -52,6 +54,8 @@ def run_job(
     *,
     clean: Source | Sequence[Source] | None,
     noise: Source | Sequence[Source] | None,
+    others: str,
+    voices: Source | Sequence[Source] | None,
     method: str,
     size: str,
     budget_seconds: float,
@@ -66,16 +70,17 @@ def run_job(
     Arguments and errors are those of `Enhancer.personalize`.
     """
     check_function(on_progress, "on_progress")
-    settings = _checked(method, size, budget_seconds, threads, nice, steps, seed)
+    settings = _checked(others, voices is not None, method, size, budget_seconds, threads, nice, steps, seed)
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
     read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
     given = read_recordings(clean, max_seconds=LONGEST_CLEAN_SECONDS) if clean is not None else []
     foreign = read_recordings(noise, max_seconds=600.0) if noise is not None else []
+    talkers = read_recordings(voices, max_seconds=600.0) if voices is not None else []
     settings["notes"] = [f"recording {i + 1}: {note}" for i, recording in enumerate(read) for note in recording.notes]
     folder = _new_folder()
     try:
-        _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign})
+        _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign, "voice": talkers})
         _run_child(folder, settings, deadline, on_progress)
         report = Report.from_json((folder / "report.json").read_text())
         return (read_model(folder / "model.onnx") if report.accepted else None), report
@@ -83,17 +88,21 @@ def run_job(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _checked(method: str, size: str, budget_seconds: float, threads: int | None, nice: int, steps: int | None,
-             seed: int) -> dict[str, Any]:
+def _checked(others: str, has_voices: bool, method: str, size: str, budget_seconds: float, threads: int | None,
+             nice: int, steps: int | None, seed: int) -> dict[str, Any]:
     """The settings for the training process, once every one of them is in range and can be followed here."""
     if method not in METHODS:
         raise SettingsError(f"no method {method!r}; choose one of {', '.join(METHODS)}")
     if size not in SIZES:
         raise SettingsError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
+    if others not in OTHERS:
+        raise SettingsError(f"no way {others!r} to treat others; choose one of {', '.join(OTHERS)}")
+    if has_voices and others == "keep":
+        raise SettingsError("voices are given, but others are kept; give others=\"remove\", or no voices")
     if threads is None:
         threads = min(4, os.cpu_count() or 1)
     settings = {
-        "method": method, "size": size, "nice": as_whole_number(nice, "nice", 0, 19),
+        "others": others, "method": method, "size": size, "nice": as_whole_number(nice, "nice", 0, 19),
         "budget_seconds": as_number(budget_seconds, "budget_seconds", SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS),
         "threads": as_whole_number(threads, "threads", 1, 256),
         "steps": None if steps is None else as_whole_number(steps, "steps", 1, 10**6),

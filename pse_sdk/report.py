@@ -29,6 +29,7 @@ class Report:
     """The verdict in one or two sentences."""
     method: str = ""
     size: str = ""
+    others: str = "keep"
     seconds_recorded: float = 0.0
     seconds_of_speech: float = 0.0
     seconds_of_clean: float = 0.0

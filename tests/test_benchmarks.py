@@ -301,6 +301,27 @@ def test_one_point_makes_a_plot_and_none_makes_nothing():
     assert scatter_svg([], "cost", "quality") == ""
 
 
+# The guard: from decisions to tables.
+
+
+def test_the_guard_is_counted_by_kind_and_by_worth(monkeypatch):
+    pytest.importorskip("torch")
+    guard = program(monkeypatch, "guard")
+
+    def decision(kind, true_gain_db, failed=()):
+        return guard.Decision("ann", kind, "", not failed, failed, 0.0, true_gain_db)
+
+    decisions = [decision("weights with noise", -1.0, ("mean_gain_db", "sure_gain_db")),
+                 decision("another user's", -0.2), decision("another user's", 0.3, ("clean_db",)),
+                 decision("own", 1.0), decision("own", 0.6, ("clean_db",)), decision("own", 0.2)]
+    rows = {row[0]: row[1:] for row in guard.summary(decisions)}
+    assert rows["null: another user's specialist"] == ["2", "1", "50%", "1", "-0.20"]
+    assert rows["null, all that are no better than the start"] == ["2", "1", "50%", "1", "-0.20"]
+    assert rows["own, 0.5 dB and more"] == ["2", "1", "50%", "0", "+1.00"]
+    assert rows["own, no gain"] == ["0", "0", "-", "0", "-"]
+    assert {row[0]: row[1:] for row in guard.by_check(decisions)}["clean_db"] == ["2", "2", "1", "1"]
+
+
 # Personalization: from scores to a page.
 
 

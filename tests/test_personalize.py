@@ -109,6 +109,20 @@ def test_clean_speech_counts_as_clean_and_noisy_speech_given_as_clean_does_not(r
 
 
 @needs_models
+def test_a_specialist_for_one_voice_is_judged_beside_others(reader_recordings):
+    report = Enhancer.personalize(reader_recordings, others="remove", size="tiny", budget_seconds=110, steps=40,
+                                  threads=1).report
+    assert report.others == "remove"
+    checks = {check.name: check.value for check in report.checks}
+    assert checks["voices_db"] > 0.2
+
+
+def test_voices_without_a_word_on_others_are_refused():
+    with pytest.raises(SettingsError, match='others="remove"'):
+        Enhancer.personalize("no/such/folder", voices="talkers/")
+
+
+@needs_models
 def test_progress_starts_at_nothing_and_never_runs_back(hum):
     seen = []
     Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=lambda progress: seen.append(progress))
@@ -162,7 +176,7 @@ def test_a_killed_training_process_is_one_line_of_our_own(hum, monkeypatch):
 @pytest.mark.parametrize("wrong", [
     {"method": "magic"}, {"size": "huge"}, {"budget_seconds": 3}, {"budget_seconds": float("nan")}, {"threads": 0},
     {"steps": 0}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"nice": 20}, {"nice": -1},
-    {"on_progress": 3},
+    {"on_progress": 3}, {"others": "hide"},
 ])
 def test_a_wrong_setting_is_refused_before_anything_is_read(wrong):
     with pytest.raises(SettingsError) as refusal:

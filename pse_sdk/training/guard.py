@@ -22,6 +22,7 @@ ITEM_FRAMES = 192           # 3.07 s
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0)
 MOST_GAIN_DB = 3.0          # one item cannot buy more than this
 LEAST_MEAN_GAIN_DB = 0.2
+LEAST_VOICES_GAIN_DB = 0.5
 WORST_TENTH_DB = -1.0
 WORST_ELSEWHERE_DB = -0.3
 WORST_CLEAN_LOSS_DB = -0.5
@@ -60,14 +61,17 @@ class HeldOut:
     elsewhere: Tensor       # the same references in noises that are not the user's
     clean: Tensor           # the references, words fading: to be left as they are
     pauses: Tensor          # noise alone
+    beside_voices: Tensor | None = None     # the same references, where other voices are to be removed
 
     @property
     def n_segments(self) -> int:
         return int(self.groups.max()) + 1 if len(self.groups) else 0
 
 
-def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, *, most_segments: int, seed: int) -> HeldOut:
-    """Items from the speech of `pairs`: each segment at four SNRs in the user's noise and in foreign noise."""
+def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, voices: NoiseBanks | None = None, *,
+             most_segments: int, seed: int) -> HeldOut:
+    """Items from the speech of `pairs`: each segment at four SNRs in the user's noise, in foreign noise and beside
+    other voices, if those are to be removed."""
     length = ITEM_FRAMES * STFT.hop_length
     found: list[tuple[float, np.ndarray]] = []
     for pair in pairs:
@@ -89,8 +93,9 @@ def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, *, mos
     gains = torch.tensor([10 ** (-snr_db / 20) for snr_db in SNRS_DB]).repeat_interleave(n)[:, None]
     mixture = reference + gains * own.draw(len(reference), length, generator)
     elsewhere = reference + gains * foreign.draw(len(reference), length, generator)
-    return HeldOut(mixture, reference, torch.arange(n).repeat(len(SNRS_DB)), elsewhere,
-                   fade(speech, generator), own.draw(max(4, n), length, generator))
+    clean, alone = fade(speech, generator), own.draw(max(4, n), length, generator)
+    beside = None if voices is None else reference + gains * voices.draw(len(reference), length, generator)
+    return HeldOut(mixture, reference, torch.arange(n).repeat(len(SNRS_DB)), elsewhere, clean, alone, beside)
 
 
 def gains_db(candidate: Denoiser, start: Denoiser, mixture: Tensor, reference: Tensor) -> Tensor:
@@ -106,6 +111,8 @@ class Score:
         self._material = material
         self._start = si_sdr_db(enhance_batch(start, material.mixture), material.reference)
         self._elsewhere = si_sdr_db(enhance_batch(start, material.elsewhere), material.reference)
+        if material.beside_voices is not None:
+            self._beside = si_sdr_db(enhance_batch(start, material.beside_voices), material.reference)
         self._pause_db = _level_db(enhance_batch(start, material.pauses))
         self._kept_db = kept_level_db(material.clean, enhance_batch(start, material.clean))
 
@@ -115,6 +122,9 @@ class Score:
         elsewhere = si_sdr_db(enhance_batch(network, material.elsewhere), material.reference) - self._elsewhere
         louder = _level_db(enhance_batch(network, material.pauses)) - self._pause_db
         lowered = kept_level_db(material.clean, enhance_batch(network, material.clean)) - self._kept_db
+        if material.beside_voices is not None:
+            beside = si_sdr_db(enhance_batch(network, material.beside_voices), material.reference) - self._beside
+            gain = torch.cat([gain, beside])
         return float(gain.clamp_max(MOST_GAIN_DB).mean() + 0.5 * elsewhere.mean().clamp_max(0)
                      - 0.25 * (louder - WORST_PAUSE_DB).clamp_min(0) + min(0.0, lowered - WORST_LOWERED_DB / 2))
 
@@ -134,9 +144,14 @@ def _level_db(samples: Tensor) -> Tensor:
 
 
 def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0) -> tuple[float, tuple[Check, ...]]:
-    """The mean gain in dB on the user's noise, and the checks that all must pass."""
-    gain = gains_db(candidate, start, material.mixture, material.reference)
-    lower = lower_bound(gain.numpy(), material.groups.numpy(), np.random.default_rng(seed))
+    """The mean gain in dB on the user's noise (and other voices, if they are to be removed), and the checks that all
+    must pass."""
+    gain, groups = gains_db(candidate, start, material.mixture, material.reference), material.groups
+    in_noise = gain
+    if material.beside_voices is not None:
+        beside = gains_db(candidate, start, material.beside_voices, material.reference)
+        gain, groups = torch.cat([gain, beside]), groups.repeat(2)
+    lower = lower_bound(gain.numpy(), groups.numpy(), np.random.default_rng(seed))
     elsewhere = gains_db(candidate, start, material.elsewhere, material.reference)
     clean, clean_before = enhance_batch(candidate, material.clean), enhance_batch(start, material.clean)
     kept = si_sdr_db(clean, material.clean).clamp_max(CLEAN_ENOUGH_DB)
@@ -147,8 +162,14 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
     def at_least(name: str, value: float, limit: float, meaning: str) -> Check:
         return Check(name, bool(np.isfinite(value)) and value >= limit, value, limit, meaning)
 
+    where = "in the user's noise"
+    parts: tuple[Check, ...] = ()
+    if material.beside_voices is not None:
+        where = "in the user's noise and beside other voices"
+        parts = (at_least("noise_db", float(in_noise.mean()), WORST_ELSEWHERE_DB, "of that in noise, dB"),
+                 at_least("voices_db", float(beside.mean()), LEAST_VOICES_GAIN_DB, "of that beside voices, dB"))
     return mean, (
-        at_least("mean_gain_db", mean, LEAST_MEAN_GAIN_DB, "mean gain in the user's noise, dB"),
+        at_least("mean_gain_db", mean, LEAST_MEAN_GAIN_DB, f"mean gain {where}, dB"), *parts,
         at_least("sure_gain_db", lower, 0.0, "gain that is exceeded with 95 % confidence, dB"),
         at_least("worst_tenth_db", float(gain.quantile(0.1)), WORST_TENTH_DB, "gain of the worst tenth, dB"),
         at_least("elsewhere_db", float(elsewhere.mean()), WORST_ELSEWHERE_DB, "mean gain in noise of other places, dB"),

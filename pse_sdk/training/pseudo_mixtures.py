@@ -15,6 +15,7 @@ from .mixing import active_rms
 
 SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
+VOICE_SHARE, VOICE_SNR_RANGE_DB = 0.6, (-5.0, 15.0)     # where other voices are to be removed
 CLEAN_SNR_DB = 35.0
 TRUE_SHARE = 0.3        # of the items whose speech is really clean, where the user gave some
 FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
@@ -106,10 +107,15 @@ class NoiseBanks:
 
 
 class PseudoMixtures:
-    """Draws training items from pairs and noises; the same seed gives the same items."""
+    """Draws training items from pairs and noises; the same seed gives the same items.
 
-    def __init__(self, pairs: Sequence[Pair], noises: NoiseBanks, method: Method, seed: int) -> None:
-        self.method, self._noises = method, noises
+    Args:
+        voices: of other people, to be removed as well.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], noises: NoiseBanks, method: Method, seed: int,
+                 voices: NoiseBanks | None = None) -> None:
+        self.method, self._noises, self._voices = method, noises, voices
         self._generator = torch.Generator().manual_seed(seed)
         hop = STFT.hop_length
         usable = [pair for pair in pairs if pair.stretch.n_frames >= SEGMENT_FRAMES]
@@ -152,15 +158,27 @@ class PseudoMixtures:
         noise = self._noises.draw(n, recording.shape[1], generator)
         highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, self._highest_snr_db(pick))
         snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * torch.rand(n, 1, generator=generator)
-        gain = active_rms(speech) * 10 ** (-snr_db / 20)
+        added = noise * (active_rms(speech) * 10 ** (-snr_db / 20))
+        if self._voices is not None:
+            added = self._beside_voices(added, active_rms(speech), self._voices)
         alone = torch.rand(n, 1, generator=generator) < self.method.clean_share
         kept = fade(enhanced, generator)
         silent = torch.rand(n, 1, generator=generator) < self.method.noise_share
-        mixture = torch.where(silent, noise, torch.where(alone, kept, speech + noise * gain))
+        mixture = torch.where(silent, noise, torch.where(alone, kept, speech + added))
         target = torch.where(silent, 0.0, torch.where(alone, kept, goal))
         weight = torch.where(silent | alone, 1.0, weight)
         scale = _to_unit_rms(mixture)
         return Items(mixture * scale, target * scale, weight)
+
+    def _beside_voices(self, added: Tensor, rms: Tensor, voices: NoiseBanks) -> Tensor:
+        """What is added to the items [n, T], with a voice in some of them, half the time instead of the noise."""
+        n, length = added.shape
+        chosen = torch.rand(n, 1, generator=self._generator) < VOICE_SHARE
+        instead = torch.rand(n, 1, generator=self._generator) < 0.5
+        low, high = VOICE_SNR_RANGE_DB
+        snr_db = low + (high - low) * torch.rand(n, 1, generator=self._generator)
+        voice = voices.draw(n, length, self._generator) * rms * 10 ** (-snr_db / 20)
+        return torch.where(chosen, torch.where(instead, voice, added + voice), added)
 
     def draw_contrasts(self, n: int) -> Contrasts:
         """Pairs as in Sivaraman and Kim (contrastive mixtures): half are alike. Both have the scale of the first."""

@@ -5,6 +5,7 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,23 +14,26 @@ from ..config import STFT
 from ..enhancer import Enhancer, generalist
 from ..errors import PseError
 from ..model_format import ModelInfo
-from ..noise import foreign_noise
+from ..noise import foreign_noise, synthetic_voice
 from ..purification import FramePredictor
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Report
 from ..segments import Stretch, harvest_pauses, split
 from .corpus import Bank
-from .fit import FitConfig, fit
-from .guard import Score, held_out, judge
+from .fit import fit
+from .guard import HeldOut, Score, held_out, judge
 from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
 from .pseudo_mixtures import AUTO, METHODS, NoiseBanks, Pair, PseudoMixtures
 from .teacher import Teacher
+from .voices import others_from
 
 LEAST_SPEECH_SECONDS = 20.0
 LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own error is several dB
 MOST_SECONDS = 20 * 60.0    # of recordings: more than that is not learnt within a budget of minutes
 FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
+N_SYNTHETIC_VOICES = 8
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
+LEAST_TRAINING_SECONDS = 5.0
 FINISH_SECONDS = 6.0        # kept back from the budget for interpolation, guard and export
 MIXES = (1.0, 0.7, 0.4)     # shares of the way from the start to the trained weights that are tried
 
@@ -39,7 +43,7 @@ Progress = Callable[[str, float, float, str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for. Shape: `recordings`, `noise` and `clean` are mono samples [T] at the model's rate."""
+    """What is asked for. Shape: recordings, noise, clean speech and voices are mono samples [T] at the model's rate."""
 
     recordings: Sequence[np.ndarray]
     method: str = "auto"
@@ -50,7 +54,16 @@ class Job:
     steps: int | None = None
     noise: Sequence[np.ndarray] = ()
     clean: Sequence[np.ndarray] = ()
+    others: str = "keep"            # or "remove": what other people say counts as noise
+    voices: Sequence[np.ndarray] = ()       # of other people
     notes: tuple[str, ...] = ()
+
+    @property
+    def method_name(self) -> str:
+        return AUTO if self.method == "auto" else self.method
+
+    def seconds_left(self) -> float:
+        return self.deadline - time.time()
 
 
 def load_generalist(size: str) -> Denoiser:
@@ -62,27 +75,52 @@ def load_generalist(size: str) -> Denoiser:
     return load_network(size, generalist(size).with_suffix(".safetensors"))
 
 
+@dataclass(frozen=True)
+class Material:
+    """What the recordings of a job give to train with, to choose with and to judge with; the last two stay unseen."""
+
+    mixtures: PseudoMixtures
+    validation: HeldOut
+    guard: HeldOut
+
+
+class NoSpecialist(Exception):
+    """Why the start model stays: fields of the report."""
+
+    def __init__(self, status: str, summary: str, advice: Sequence[str] = ()) -> None:
+        super().__init__(summary)
+        self.verdict = {"status": status, "summary": summary, "advice": tuple(advice)}
+
+
 def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes | None, Report]:
     """The model file of the specialist, or None where the start model stays, and the report."""
     began = time.time()
     torch.manual_seed(job.seed)
-    method_name = AUTO if job.method == "auto" else job.method
-    method = METHODS[method_name]
-    facts: dict[str, object] = {"method": method_name, "size": job.size}
+    facts: dict[str, Any] = {"method": job.method_name, "size": job.size, "others": job.others}
+    verdict: dict[str, Any]
+    model = None
+    try:
+        material = prepare(job, facts, progress)
+        start = load_generalist(job.size)
+        candidate = train(job, material, start, facts, progress)
+        progress("export", 0.97, job.seconds_left(), "writing the model")
+        model = _export(job, candidate, facts)
+        verdict = {"status": ACCEPTED, "advice": _advice(facts),
+                   "summary": f"The specialist is {facts['gain_db']:.1f} dB better than the {job.size} generalist on "
+                              "held-out parts of the recordings, and is in use."}
+        progress("done", 1.0, 0.0, "done")
+    except NoSpecialist as reason:
+        verdict = reason.verdict
+    return model, Report(**facts, **verdict, seconds_spent=round(time.time() - began, 1))
 
-    def left() -> float:
-        return job.deadline - time.time()
 
-    def report(status: str, summary: str, **more: object) -> Report:
-        values = {**facts, **more, "status": status, "summary": summary, "seconds_spent": round(time.time() - began, 1)}
-        return Report(**values)  # type: ignore[arg-type]
+def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: None) -> Material:
+    """Judge the recordings, estimate the speech in them, and part them. What was found is added to `facts`.
 
-    def out_of_time() -> Report:
-        return report(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
-                            f"The {job.size} generalist stays in use.",
-                      advice=("give a larger budget_seconds, or fewer hours of recordings",))
-
-    progress("analyse", 0.0, left(), "judging the recordings")
+    Raises:
+        NoSpecialist: too little speech, in all or in one part, or no time left.
+    """
+    progress("analyse", 0.0, job.seconds_left(), "judging the recordings")
     predictor = FramePredictor()
     recordings, note = at_most(job.recordings, MOST_SECONDS)
     stretches = [_stretch(samples, predictor) for samples in recordings]
@@ -94,24 +132,24 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
         note += (f"{len(doubted)} of {len(given)} recordings given as clean seem noisy, and were used as noisy ones",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
-    facts["seconds_of_clean"] = round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1)
-    facts |= {"seconds_recorded": round(seconds_of(job.recordings), 1),
+    facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
+              "seconds_recorded": round(seconds_of(job.recordings), 1),
               "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
               "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
     if speech_seconds < LEAST_SPEECH_SECONDS:
-        return None, report(
+        raise NoSpecialist(
             INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings; "
             f"at least {LEAST_SPEECH_SECONDS:.0f} s are needed. The {job.size} generalist stays in use.",
-            advice=("record a few minutes of speaking where you usually speak",))
+            ["record a few minutes of speaking where you usually speak"])
 
     parts = split(stretches)
-    progress("teach", 0.05, left(), "estimating the speech in the recordings")
+    progress("teach", 0.05, job.seconds_left(), "estimating the speech in the recordings")
     teacher = Teacher()
     pairs: dict[str, list[Pair]] = {name: [] for name in parts}
     for name, part in parts.items():
         for stretch in part:
-            if left() < FINISH_SECONDS:
-                return None, out_of_time()
+            if job.seconds_left() < FINISH_SECONDS:
+                raise _out_of_time(job)
             pairs[name].append(Pair(stretch, teacher.estimate(stretch.samples)))
     pairs_of_clean = {name: [Pair.of_clean(stretch) for stretch in part] for name, part in split(clean).items()}
     pairs = {name: part + pairs_of_clean[name] for name, part in pairs.items()}
@@ -123,65 +161,79 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     enough = seconds_of(harvested["training"]) >= LEAST_HARVEST_SECONDS
     noises = noise_banks((harvested["training"] if enough else (), 0.5), (residuals["training"], 0.2),
                          (foreign[: FOREIGN_CLIPS // 2], 0.15 if job.noise else 0.3), (job.noise, 0.15))
+    voices = {name: _voices(job, part, rng) for name, part in pairs.items()}
     judged = {}
     for i, name in enumerate(("validation", "guard")):
         others = noise_banks((foreign[FOREIGN_CLIPS // 2:][i::2], 1.0))
         enough = seconds_of(harvested[name]) >= LEAST_JUDGED_SECONDS
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
-        judged[name] = held_out(pairs[name], own if own.banks else others, others, most_segments=12, seed=job.seed + i)
-    mixtures = PseudoMixtures(pairs["training"], noises, method, job.seed)
+        judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], most_segments=12,
+                                seed=job.seed + i)
+    mixtures = PseudoMixtures(pairs["training"], noises, METHODS[job.method_name], job.seed, voices["training"])
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
-        return None, report(
+        raise NoSpecialist(
             INSUFFICIENT_DATA, "The recordings are too short or too broken up to train on one part and to judge on "
-            f"another. The {job.size} generalist stays in use.",
-            advice=("record stretches of half a minute or more",))
+            f"another. The {job.size} generalist stays in use.", ["record stretches of half a minute or more"])
+    return Material(mixtures, judged["validation"], judged["guard"])
 
-    start = load_generalist(job.size)
-    score = Score(start, judged["validation"])
+
+def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
+          progress: Progress = lambda *_: None) -> Denoiser:
+    """A specialist that passed every check of the guard. Figures are added to `facts`.
+
+    Raises:
+        NoSpecialist: no time left, nothing better was found, or it failed a check.
+    """
+    method = METHODS[job.method_name]
+    score = Score(start, material.validation)
+    seconds = job.seconds_left() - FINISH_SECONDS
+    if seconds < LEAST_TRAINING_SECONDS:
+        raise _out_of_time(job)
 
     def on_step(done: float, _: float) -> None:
-        progress("train", 0.1 + 0.8 * min(done, 1.0), left(), "training")
+        progress("train", 0.1 + 0.8 * min(done, 1.0), job.seconds_left(), "training")
 
-    seconds = left() - FINISH_SECONDS
-    if seconds < 5.0:
-        return None, out_of_time()
     first = build_network(job.size) if method.random_start else start
-    fitted = fit(first, mixtures, score, seconds=seconds, steps=job.steps, config=FitConfig(), on_step=on_step)
+    fitted = fit(first, material.mixtures, score, seconds=seconds, steps=job.steps, on_step=on_step)
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
-
     if fitted.score <= fitted.curve[0][1]:
-        return None, report(KEPT, f"{fitted.n_steps} training steps found nothing better than the {job.size} "
-                                  "generalist, which stays in use.",
-                            advice=("give a larger budget_seconds", *_advice(facts)))
+        raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than the {job.size} "
+                                 "generalist, which stays in use.", ["give a larger budget_seconds", *_advice(facts)])
 
-    progress("judge", 0.92, left(), "comparing with the generalist on held-out parts")
+    progress("judge", 0.92, job.seconds_left(), "comparing with the generalist on held-out parts")
     mixes = (1.0,) if method.random_start else MIXES      # between unrelated networks lies nothing of use
     mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
     mix = max(mixed, key=lambda mix: score(mixed[mix]))
     candidate = mixed[mix]
-    gain, checks = judge(candidate, start, judged["guard"], job.seed)
+    gain, checks = judge(candidate, start, material.guard, job.seed)
     if not all(check.passed for check in checks):       # half the way may pass where the whole did too much
         gentler = interpolate(start, candidate, 0.5)
-        second_gain, second_checks = judge(gentler, start, judged["guard"], job.seed)
+        second_gain, second_checks = judge(gentler, start, material.guard, job.seed)
         if all(check.passed for check in second_checks):
             mix, candidate, gain, checks = mix / 2, gentler, second_gain, second_checks
     facts |= {"gain_db": round(gain, 2), "mix": mix, "checks": checks}
     if not all(check.passed for check in checks):
         failed = "; ".join(check.meaning for check in checks if not check.passed)
-        return None, report(KEPT, f"No sure gain on held-out parts of the recordings (failed: {failed}). "
-                                  f"The {job.size} generalist stays in use.", advice=_advice(facts))
+        raise NoSpecialist(KEPT, f"No sure gain on held-out parts of the recordings (failed: {failed}). "
+                                 f"The {job.size} generalist stays in use.", _advice(facts))
+    return candidate
 
-    progress("export", 0.97, left(), "writing the model")
+
+def _export(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
+    scores = {"held_out_gain_db": facts["gain_db"], **{check.name: round(check.value, 2) for check in facts["checks"]}}
     try:
-        model = export_model(candidate, ModelInfo(
-            job.size, 0, 0, 0, 0, 0, method=method_name, seconds_of_audio=float(str(facts["seconds_recorded"])),
-            seed=job.seed, created=datetime.date.today().isoformat(), generalist=Enhancer(size=job.size).digest,
-            scores={"held_out_gain_db": round(gain, 2), **{check.name: round(check.value, 2) for check in checks}}))
+        return export_model(network, ModelInfo(
+            job.size, 0, 0, 0, 0, 0, method=job.method_name, seconds_of_audio=facts["seconds_recorded"], seed=job.seed,
+            created=datetime.date.today().isoformat(), generalist=Enhancer(size=job.size).digest, scores=scores))
     except PseError as error:
-        return None, report(KEPT, f"The trained model could not be exported ({error}). The generalist stays in use.")
-    progress("done", 1.0, 0.0, "done")
-    return model, report(ACCEPTED, f"The specialist is {gain:.1f} dB better than the {job.size} generalist on held-out "
-                                   "parts of the recordings, and is in use.", advice=_advice(facts))
+        raise NoSpecialist(KEPT, f"The trained model could not be exported ({error}). The generalist stays in use."
+                           ) from error
+
+
+def _out_of_time(job: Job) -> NoSpecialist:
+    return NoSpecialist(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
+                              f"The {job.size} generalist stays in use.",
+                        ["give a larger budget_seconds, or fewer hours of recordings"])
 
 
 def at_most(recordings: Sequence[np.ndarray], seconds: float) -> tuple[list[np.ndarray], tuple[str, ...]]:
@@ -218,16 +270,25 @@ def noise_banks(*kinds: tuple[Sequence[np.ndarray], float]) -> NoiseBanks:
                       tuple(share for _, share in found))
 
 
+def _voices(job: Job, pairs: Sequence[Pair], rng: np.random.Generator) -> NoiseBanks | None:
+    """Other people's voices, if they are to be removed: those that were given, and some of the user's own making."""
+    if job.others != "remove":
+        return None
+    made = others_from([pair.enhanced for pair in pairs], rng)
+    synthetic = [synthetic_voice(int(FOREIGN_SECONDS * STFT.sample_rate), rng) for _ in range(N_SYNTHETIC_VOICES)]
+    return noise_banks((made, 0.4 if job.voices else 0.8), (synthetic, 0.2), (job.voices, 0.4))
+
+
 def seconds_of(clips: Sequence[np.ndarray]) -> float:
     return sum(map(len, clips)) / STFT.sample_rate
 
 
-def _advice(facts: dict[str, object]) -> tuple[str, ...]:
+def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     advice = []
-    if float(str(facts["seconds_of_speech"])) < 120:
+    if facts["seconds_of_speech"] < 120:
         advice.append("a few minutes more of speech would help most")
-    if float(str(facts.get("seconds_of_noise", 0))) < 10:
+    if facts["seconds_of_noise"] < 10:
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
-    if isinstance(facts["snr_db"], float) and facts["snr_db"] < 5:
+    if facts["snr_db"] is not None and facts["snr_db"] < 5:
         advice.append("the recordings are very noisy; a few from closer to the microphone would help")
     return tuple(advice)

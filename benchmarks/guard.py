@@ -1,0 +1,207 @@
+"""Can the guard be trusted? Candidates whose worth is known, the verdict on each, and how often it was right.
+
+    python benchmarks/guard.py --users build/users --size tiny
+
+The users are folders as for `benchmarks/personalization.py`. Each user's recordings are parted as
+`Enhancer.personalize` parts them, and the guard judges on its part two kinds of candidates:
+
+    null    the start model with noise in its weights, and the specialists of all other users
+    own     the user's own specialist after some numbers of steps, at several shares of the way from the start
+
+What a candidate is really worth is measured on the user's test clips, which neither training nor guard ever saw:
+SI-SDR gain over the start in the set `noise`. Trained weights stay in the work folder; started again, a run goes on
+from there. Needs pse_sdk[train].
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from pse_sdk import Enhancer
+from pse_sdk.config import SIZES, STFT
+from pse_sdk.tables import environment, environment_line, format_table, write_results
+from pse_sdk.training.fit import fit
+from pse_sdk.training.guard import Score, gains_db, judge
+from pse_sdk.training.network import Denoiser
+from pse_sdk.training.specialist import Job, Material, NoSpecialist, interpolate, load_generalist, prepare
+
+RESULTS = Path(__file__).resolve().parent / "results"
+STEPS = (60, 200, 500)              # of the user's own candidates
+SHARES = (0.4, 1.0, 1.5)            # of the way from the start; beyond 1 it goes too far
+NOISES = (0.02, 0.05, 0.1, 0.2)     # of the null candidates, against the size of each tensor's weights
+N_DRAWS = 2
+REAL_GAIN_DB = 0.5                  # what counts as a real improvement
+NO_GAIN_DB = 0.0
+
+NOTES = f"""\
+"Null" candidates are not made for the user, yet some of them are better than the start for him: another user's
+specialist has learnt from noises that may be like his. So each line says how many of the accepted ones are worse than
+the start in truth. The truth is the mean SI-SDR gain over the user's test clips of the set `noise`; the guard sees
+other recordings, other SNRs and the teacher's estimates instead of references.
+
+Aims: at most 5 % of the null candidates accepted; of the own ones with a true gain of {REAL_GAIN_DB} dB or more, at
+least 80 %.
+"""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The guard's verdict on one candidate, and the truth."""
+
+    user: str
+    kind: str           # "weights with noise", "another user's", "own"
+    candidate: str
+    accepted: bool
+    failed: tuple[str, ...]
+    held_out_gain_db: float
+    true_gain_db: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=Path, required=True)
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("build/guard"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "guard", help="of .md and .json")
+    args = parser.parse_args()
+    folders = sorted(path for path in args.users.iterdir() if (path / "tests" / "noise").is_dir())
+    if len(folders) < 2:
+        parser.error(f"{args.users}: at least two users are needed, with recordings and tests/noise")
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+
+    above = {**environment(), "size": args.size, "seed": args.seed}
+    start = load_generalist(args.size)
+    materials = {folder.name: material for folder in folders
+                 if (material := material_of(folder, args.size, args.seed)) is not None}
+    trained = {name: specialists(name, material, start, args) for name, material in materials.items()}
+    decisions = []
+    for folder in folders:
+        if folder.name in materials:
+            for decision in decide(folder, materials[folder.name], start, trained, args.seed):
+                decisions.append(decision)
+                print(decision, flush=True)
+
+    page = (f"# The guard\n\n{environment_line(above)}\n\n{len(decisions)} decisions on {len(materials)} users\n\n"
+            f"{format_table(summary(decisions))}\n\n{format_table(by_check(decisions))}\n\n{NOTES}")
+    write_results(page, {"environment": above, "decisions": [asdict(decision) for decision in decisions]},
+                  args.out.with_suffix(".md"), args.out.with_suffix(".json"))
+    print(f"\n{page}")
+
+
+def material_of(folder: Path, size: str, seed: int) -> Material | None:
+    recordings = [soundfile.read(path, dtype="float32")[0] for path in sorted((folder / "recordings").glob("*.wav"))]
+    try:
+        return prepare(Job(recordings, size=size, deadline=float("inf"), seed=seed), {})
+    except NoSpecialist as reason:
+        print(f"{folder.name}: left out, {reason}")
+        return None
+
+
+def specialists(user: str, material: Material, start: Denoiser, args: argparse.Namespace) -> dict[int, Denoiser]:
+    """The user's own, by number of steps."""
+    found = {}
+    for steps in STEPS:
+        path = args.work / f"{user}-{args.size}-{Enhancer(size=args.size).digest[:12]}-{steps}-{args.seed}.safetensors"
+        network = copy.deepcopy(start)
+        if path.exists():
+            network.load_state_dict(load_file(path))
+        else:
+            began = time.monotonic()
+            torch.manual_seed(args.seed)
+            mixtures, score = copy.deepcopy(material.mixtures), Score(start, material.validation)
+            network = fit(start, mixtures, score, seconds=float("inf"), steps=steps).network
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            save_file(network.state_dict(), partial)
+            partial.replace(path)
+            print(f"{user}: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
+        found[steps] = network.eval()
+    return found
+
+
+def decide(folder: Path, material: Material, start: Denoiser, trained: dict[str, dict[int, Denoiser]],
+           seed: int) -> Iterator[Decision]:
+    clips = test_clips(folder)
+    for kind, name, candidate in candidates(folder.name, start, trained, seed):
+        gain, checks = judge(candidate, start, material.guard, seed)
+        failed = tuple(check.name for check in checks if not check.passed)
+        truth = float(torch.cat([gains_db(candidate, start, noisy, clean) for noisy, clean in clips]).mean())
+        yield Decision(folder.name, kind, name, not failed, failed, round(gain, 3), round(truth, 3))
+
+
+def candidates(user: str, start: Denoiser, trained: dict[str, dict[int, Denoiser]],
+               seed: int) -> Iterator[tuple[str, str, Denoiser]]:
+    """Kind, description and network of each."""
+    generator = torch.Generator().manual_seed(seed)
+    for size in NOISES:
+        for draw in range(N_DRAWS):
+            network = copy.deepcopy(start)
+            with torch.no_grad():
+                for value in network.parameters():
+                    value += size * value.std(correction=0) * torch.randn(value.shape, generator=generator)
+            yield "weights with noise", f"{size}, {draw}", network
+    for other, networks in trained.items():
+        if other != user:
+            yield "another user's", other, networks[STEPS[-1]]
+    for steps, network in trained[user].items():
+        for share in SHARES:
+            yield "own", f"{steps} steps, {share}", interpolate(start, network, share)
+
+
+def test_clips(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Noisy and clean [1, T], in whole hops."""
+    def read(path: Path) -> torch.Tensor:
+        samples = soundfile.read(path, dtype="float32")[0]
+        return torch.from_numpy(np.pad(samples, (0, -len(samples) % STFT.hop_length)))[None]
+
+    return [(read(path), read(path.with_name(path.name.replace(".noisy.", ".clean."))))
+            for path in sorted((folder / "tests" / "noise").glob("*.noisy.wav"))]
+
+
+def summary(decisions: list[Decision]) -> list[list[str]]:
+    """Rows of cells: a line for each kind of candidate, the own ones by what they are worth."""
+    def line(name: str, chosen: list[Decision]) -> list[str]:
+        accepted = [decision for decision in chosen if decision.accepted]
+        worse = sum(decision.true_gain_db < NO_GAIN_DB for decision in accepted)
+        share = f"{len(accepted) / len(chosen):.0%}" if chosen else "-"
+        gain = f"{np.mean([d.true_gain_db for d in accepted]):+.2f}" if accepted else "-"
+        return [name, str(len(chosen)), str(len(accepted)), share, str(worse), gain]
+
+    def kind(name: str, low: float = -np.inf, high: float = np.inf) -> list[Decision]:
+        return [d for d in decisions if d.kind == name and low <= d.true_gain_db < high]
+
+    nulls = kind("weights with noise") + kind("another user's")
+    return [["candidates", "decisions", "accepted", "share", "of these worse in truth", "their true gain, mean dB"],
+            line("null: the start with noise in its weights", kind("weights with noise")),
+            line("null: another user's specialist", kind("another user's")),
+            line("null, all that are no better than the start", [d for d in nulls if d.true_gain_db <= NO_GAIN_DB]),
+            line("own, no gain", kind("own", high=NO_GAIN_DB)),
+            line(f"own, up to {REAL_GAIN_DB} dB", kind("own", NO_GAIN_DB, REAL_GAIN_DB)),
+            line(f"own, {REAL_GAIN_DB} dB and more", kind("own", REAL_GAIN_DB)),
+            line("all", decisions)]
+
+
+def by_check(decisions: list[Decision]) -> list[list[str]]:
+    """Rows of cells: what each check refused, and what of that was refused by no other."""
+    def counts(name: str, chosen: list[Decision]) -> list[str]:
+        return [str(sum(name in d.failed for d in chosen)), str(sum(d.failed == (name,) for d in chosen))]
+
+    names = dict.fromkeys(name for decision in decisions for name in decision.failed)
+    good = [d for d in decisions if d.true_gain_db >= REAL_GAIN_DB]
+    return [["check", "refused", "alone", f"refused of {len(good)} with a true gain of {REAL_GAIN_DB} dB", "alone"],
+            *([name, *counts(name, decisions), *counts(name, good)] for name in names)]
+
+
+if __name__ == "__main__":
+    main()
