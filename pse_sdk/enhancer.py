@@ -189,6 +189,7 @@ class Enhancer:
         noise: Source | Sequence[Source] | None = None,
         others: str = "keep",
         voices: Source | Sequence[Source] | None = None,
+        teacher: Callable[[np.ndarray], np.ndarray] | None = None,
         method: str = "auto",
         size: str = "small",
         budget_seconds: float = 180,
@@ -214,6 +215,9 @@ class Enhancer:
                 serves better where the user is alone with the microphone.
             voices: files or folders with other people talking, for others="remove". Without them other voices are made
                 of the user's own.
+            teacher: a function to estimate the speech in a recording instead of the package's own teacher: from mono
+                float32 samples [T] at 16 kHz to as many, time-aligned. It may take its time and look ahead; it is
+                asked once for each recording, within the budget, and never again.
             method: "auto", or one of `METHODS`.
             size: "tiny", "small", "medium" or "large".
             budget_seconds: for everything, from reading to the verdict; at least 20.
@@ -230,8 +234,8 @@ class Enhancer:
             PersonalizationError: the training process failed.
         """
         model, report = run_job(recordings, clean=clean, noise=noise, others=others, voices=voices,
-                                method=method, size=size, budget_seconds=budget_seconds, threads=threads, nice=nice,
-                                steps=steps, on_progress=on_progress, seed=seed)
+                                teacher=teacher, method=method, size=size, budget_seconds=budget_seconds,
+                                threads=threads, nice=nice, steps=steps, on_progress=on_progress, seed=seed)
         enhancer = cls(size=size)
         enhancer._use(enhancer._denoiser if model is None else OnnxDenoiser(model), report)
         return enhancer

@@ -56,6 +56,7 @@ def run_job(
     noise: Source | Sequence[Source] | None,
     others: str,
     voices: Source | Sequence[Source] | None,
+    teacher: Callable[[np.ndarray], np.ndarray] | None,
     method: str,
     size: str,
     budget_seconds: float,
@@ -70,6 +71,7 @@ def run_job(
     Arguments and errors are those of `Enhancer.personalize`.
     """
     check_function(on_progress, "on_progress")
+    check_function(teacher, "teacher")
     settings = _checked(others, voices is not None, method, size, budget_seconds, threads, nice, steps, seed)
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
@@ -77,10 +79,12 @@ def run_job(
     given = read_recordings(clean, max_seconds=LONGEST_CLEAN_SECONDS) if clean is not None else []
     foreign = read_recordings(noise, max_seconds=600.0) if noise is not None else []
     talkers = read_recordings(voices, max_seconds=600.0) if voices is not None else []
+    estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
     settings["notes"] = [f"recording {i + 1}: {note}" for i, recording in enumerate(read) for note in recording.notes]
     folder = _new_folder()
     try:
-        _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign, "voice": talkers})
+        _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign, "voice": talkers,
+                                      "estimate": estimates})
         _run_child(folder, settings, deadline, on_progress)
         report = Report.from_json((folder / "report.json").read_text())
         return (read_model(folder / "model.onnx") if report.accepted else None), report
@@ -112,6 +116,21 @@ def _checked(others: str, has_voices: bool, method: str, size: str, budget_secon
     if missing:
         raise MissingDependencyError(f"personalizing needs {' and '.join(missing)}: pip install 'pse_sdk[train]'")
     return settings
+
+
+def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Recording], deadline: float,
+               on_progress: Callable[[Progress], object] | None) -> list[Recording]:
+    """What the caller's own teacher takes for the speech in each recording."""
+    found = []
+    for i, recording in enumerate(recordings):
+        _tell(on_progress, Progress("teach", 0.0, max(0.0, deadline - time.time()),
+                                    f"asking the teacher, recording {i + 1} of {len(recordings)}"))
+        given = np.asarray(teacher(recording.samples.copy()))
+        if given.shape != recording.samples.shape or given.dtype.kind != "f" or not np.isfinite(given).all():
+            raise SettingsError(f"teacher: expected as many finite floats as it was given, {recording.samples.shape}, "
+                                f"and got {given.dtype} {given.shape}; look for NaN and Inf, too")
+        found.append(Recording(given.astype(np.float32), recording.name))
+    return found
 
 
 def _new_folder() -> Path:

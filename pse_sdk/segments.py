@@ -20,10 +20,14 @@ FADE = STFT.hop_length
 
 @dataclass(frozen=True)
 class Stretch:
-    """A piece of a recording with what is known of its frames. `samples` has `hop_length` samples a frame."""
+    """A piece of a recording with what is known of its frames. `samples` has `hop_length` samples a frame.
+
+    `estimate` is what somebody else's teacher takes for the speech in it, as many samples.
+    """
 
     samples: np.ndarray
     frames: FrameAnalysis
+    estimate: np.ndarray | None = None
 
     @property
     def n_frames(self) -> int:
@@ -72,8 +76,9 @@ def split(recordings: Sequence[Stretch]) -> dict[str, list[Stretch]]:
 
 def cut(stretch: Stretch, start: int, stop: int) -> Stretch:
     """The frames from `start` to `stop`."""
-    hop = STFT.hop_length
-    return Stretch(stretch.samples[start * hop:stop * hop], stretch.frames.part(start, stop))
+    place = slice(start * STFT.hop_length, stop * STFT.hop_length)
+    return Stretch(stretch.samples[place], stretch.frames.part(start, stop),
+                   None if stretch.estimate is None else stretch.estimate[place])
 
 
 def pauses(frames: FrameAnalysis) -> np.ndarray:

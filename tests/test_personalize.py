@@ -117,6 +117,34 @@ def test_a_specialist_for_one_voice_is_judged_beside_others(reader_recordings):
     assert checks["voices_db"] > 0.2
 
 
+@needs_models
+def test_another_teacher_is_asked_once_for_each_recording(reader_recordings):
+    asked = []
+
+    def teacher(samples):
+        asked.append(samples.copy())
+        samples *= 0.5      # it may spoil what it is given
+        return samples
+
+    report = Enhancer.personalize(reader_recordings, teacher=teacher, size="tiny", budget_seconds=110, steps=3,
+                                  threads=1).report
+    assert report.n_steps == 3
+    for samples, (recording, _) in zip(asked, reader_recordings, strict=True):
+        np.testing.assert_allclose(samples, recording, atol=1e-3)
+
+
+@pytest.mark.parametrize("answer", [np.zeros(3, np.float32), np.zeros(30 * RATE, np.int16), None,
+                                    np.full(30 * RATE, np.nan, np.float32)])
+def test_a_teacher_that_answers_with_something_else_is_refused(hum, answer):
+    with pytest.raises(SettingsError, match="teacher: expected as many finite floats"):
+        Enhancer.personalize([hum], teacher=lambda samples: answer)
+
+
+def test_an_error_in_the_callers_own_teacher_reaches_the_caller(hum):
+    with pytest.raises(ZeroDivisionError):
+        Enhancer.personalize([hum], teacher=lambda samples: 1 / 0)
+
+
 def test_voices_without_a_word_on_others_are_refused():
     with pytest.raises(SettingsError, match='others="remove"'):
         Enhancer.personalize("no/such/folder", voices="talkers/")
@@ -176,7 +204,7 @@ def test_a_killed_training_process_is_one_line_of_our_own(hum, monkeypatch):
 @pytest.mark.parametrize("wrong", [
     {"method": "magic"}, {"size": "huge"}, {"budget_seconds": 3}, {"budget_seconds": float("nan")}, {"threads": 0},
     {"steps": 0}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"nice": 20}, {"nice": -1},
-    {"on_progress": 3}, {"others": "hide"},
+    {"on_progress": 3}, {"others": "hide"}, {"teacher": 3},
 ])
 def test_a_wrong_setting_is_refused_before_anything_is_read(wrong):
     with pytest.raises(SettingsError) as refusal:

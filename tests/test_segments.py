@@ -180,3 +180,11 @@ def test_cross_fading_leaves_the_pieces_as_they_are():
     pieces = [np.ones(1000, np.float32) for _ in range(3)]
     cross_fade(pieces)
     assert all((piece == 1).all() for piece in pieces)
+
+
+def test_a_teachers_estimate_is_cut_with_its_recording():
+    whole = numbered(LONG)
+    taught = Stretch(whole.samples, whole.frames, -whole.samples)
+    for part in split([taught]).values():
+        for stretch in part:
+            np.testing.assert_array_equal(stretch.estimate, -stretch.samples)

@@ -59,6 +59,7 @@ def main() -> int:
         model, report = personalize(
             Job(recordings=samples("recording"), clean=samples("clean"), noise=samples("noise"),
                 others=settings["others"], voices=samples("voice"),
+                estimates=samples("estimate"),
                 method=settings["method"], size=settings["size"], deadline=settings["deadline"],
                 budget_seconds=settings["budget_seconds"], seed=settings["seed"], steps=settings["steps"],
                 notes=tuple(settings["notes"])), progress)

@@ -56,6 +56,7 @@ class Job:
     clean: Sequence[np.ndarray] = ()
     others: str = "keep"            # or "remove": what other people say counts as noise
     voices: Sequence[np.ndarray] = ()       # of other people
+    estimates: Sequence[np.ndarray] = ()    # of another teacher, of the speech in each recording; or none
     notes: tuple[str, ...] = ()
 
     @property
@@ -123,7 +124,9 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     progress("analyse", 0.0, job.seconds_left(), "judging the recordings")
     predictor = FramePredictor()
     recordings, note = at_most(job.recordings, MOST_SECONDS)
-    stretches = [_stretch(samples, predictor) for samples in recordings]
+    estimates = at_most(job.estimates, MOST_SECONDS)[0] if job.estimates else [None] * len(recordings)
+    stretches = [_stretch(samples, predictor, estimate)
+                 for samples, estimate in zip(recordings, estimates, strict=True)]
     given = [_stretch(samples, predictor) for samples in job.clean]
     clean = [stretch for stretch in given if stretch.snr_db >= LEAST_CLEAN_SNR_DB]
     doubted = [stretch for stretch in given if not stretch.snr_db >= LEAST_CLEAN_SNR_DB]    # NaN: no speech in it
@@ -150,7 +153,8 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
         for stretch in part:
             if job.seconds_left() < FINISH_SECONDS:
                 raise _out_of_time(job)
-            pairs[name].append(Pair(stretch, teacher.estimate(stretch.samples)))
+            speech = teacher.estimate(stretch.samples) if stretch.estimate is None else stretch.estimate
+            pairs[name].append(Pair(stretch, speech))
     pairs_of_clean = {name: [Pair.of_clean(stretch) for stretch in part] for name, part in split(clean).items()}
     pairs = {name: part + pairs_of_clean[name] for name, part in pairs.items()}
     rng = np.random.default_rng(job.seed)
@@ -258,9 +262,10 @@ def interpolate(start: Denoiser, end: Denoiser, mix: float) -> Denoiser:
     return network
 
 
-def _stretch(samples: np.ndarray, predictor: FramePredictor) -> Stretch:
+def _stretch(samples: np.ndarray, predictor: FramePredictor, estimate: np.ndarray | None = None) -> Stretch:
     whole = len(samples) // STFT.hop_length * STFT.hop_length
-    return Stretch(np.ascontiguousarray(samples[:whole], np.float32), predictor.analyse(samples[:whole]))
+    return Stretch(np.ascontiguousarray(samples[:whole], np.float32), predictor.analyse(samples[:whole]),
+                   None if estimate is None else estimate[:whole])
 
 
 def noise_banks(*kinds: tuple[Sequence[np.ndarray], float]) -> NoiseBanks:
