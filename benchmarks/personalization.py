@@ -20,34 +20,42 @@ program at any time and start it again with --resume. Needs pse_sdk[train,bench]
 """
 
 import argparse
-import hashlib
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from math import isnan, nan
+from math import nan
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
+from engines import end_when_told
 from score_tables import CLEAN_SET, Result, gains, mean_over_clips, summary, summary_page, users_page
+from user_scores import (
+    RATE,
+    SETS,
+    System,
+    digest,
+    digest_of_files,
+    evaluate,
+    plain,
+    unplain,
+    users_in,
+    write_json,
+)
 
 from pse_sdk import Enhancer
 from pse_sdk.benchmark import installed_generalists
 from pse_sdk.config import MODELS, SIZES
 from pse_sdk.errors import MissingDependencyError, PseError
-from pse_sdk.metrics import SI_SDR_LIMIT_DB, score, si_sdr
+from pse_sdk.metrics import SI_SDR_LIMIT_DB
 from pse_sdk.peers import make_peer
 from pse_sdk.tables import environment, environment_line, write_results
 
-RATE = 16_000
-SETS = ("noise", "elsewhere", "talker", CLEAN_SET)
 NOISY, TEACHER = "noisy input", "teacher (looks ahead)"
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -151,10 +159,6 @@ def main() -> None:
     print(f"\n{summary_page(results)}\n\nwritten: {markdown}, {figures}")
 
 
-def users_in(folder: Path, only: Sequence[str] | None) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if (path / "tests").is_dir() and (not only or path.name in only))
-
-
 def run(tasks: Sequence[Task], settings: Settings, n_jobs: int) -> list[Result]:
     """The tasks' results in the tasks' order, made in `n_jobs` processes."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")       # of numpy in the processes: they are enough by themselves
@@ -175,16 +179,11 @@ def run(tasks: Sequence[Task], settings: Settings, n_jobs: int) -> list[Result]:
     return [results[i] for i in range(len(tasks))]
 
 
-def end_when_told() -> None:
-    """In each process: leave it to the parent to be interrupted, and end in order, so that training ends too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
-
-
 def run_task(task: Task, settings: Settings) -> Result:
     result = Result(task.user.name, task.system, {})
     if not task.size:
-        return replace(result, sets=evaluate(task.user, other_system(task.peer, settings.peers), settings))
+        other = other_system(task.peer, settings.peers)
+        return replace(result, sets=evaluate(task.user, other, settings.sets, settings.work))
     enhancer = Enhancer(size=task.size)
     if task.method:
         enhancer, made = specialist(task, settings, enhancer)
@@ -192,15 +191,8 @@ def run_task(task: Task, settings: Settings) -> Result:
     else:
         result = replace(result, digest=enhancer.digest)
     ours = System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, RATE))
-    return replace(result, sets=evaluate(task.user, ours, settings), n_parameters=enhancer.n_parameters)
-
-
-@dataclass(frozen=True)
-class System:
-    """Anything that enhances [T] at 16 kHz, and what tells its scores from others'."""
-
-    digest: str
-    enhance: Callable[[np.ndarray], np.ndarray]
+    sets = evaluate(task.user, ours, settings.sets, settings.work)
+    return replace(result, sets=sets, n_parameters=enhancer.n_parameters)
 
 
 def other_system(peer: str, peers: Path | None) -> System:
@@ -243,38 +235,6 @@ def specialist(task: Task, settings: Settings, start: Enhancer) -> tuple[Enhance
     return mine, made
 
 
-def evaluate(user: Path, system: System, settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """The scores of every clip of every set."""
-    return {name: evaluate_set(user / "tests" / name, system, settings.work)
-            for name in settings.sets if (user / "tests" / name).is_dir()}
-
-
-def evaluate_set(folder: Path, system: System, work: Path) -> list[dict[str, Any]]:
-    """From the work folder if this model was scored on these files before: PESQ and ESTOI take their time."""
-    key = digest(system.digest, digest_of_files(folder))
-    cache = work / "scores" / f"{folder.parent.parent.name}-{folder.name}-{key}.json"
-    if not cache.exists():
-        write_json(cache, [score_clip(path, system) for path in sorted(folder.glob("*.noisy.wav"))])
-    tests = folder / "tests.json"
-    snrs_db = {row["test"]: row["snr_db"] for row in json.loads(tests.read_text("utf-8"))} if tests.exists() else {}
-    clips: list[dict[str, Any]] = unplain(json.loads(cache.read_text("utf-8")))
-    return [{**clip, "snr_db": snrs_db.get(clip["test"], nan)} for clip in clips]
-
-
-def score_clip(path: Path, system: System) -> dict[str, Any]:
-    name = path.name.removesuffix(".noisy.wav")
-    noisy, clean = read(path), read(path.with_name(f"{name}.clean.wav"))
-    enhanced = system.enhance(noisy)
-    return {"test": name, "si_sdr": si_sdr(enhanced, clean), **asdict(score(enhanced, noisy, clean))}
-
-
-def read(path: Path) -> np.ndarray:
-    samples, rate = soundfile.read(path, dtype="float32")
-    if rate != RATE or samples.ndim != 1:
-        raise PseError(f"{path}: expected {RATE} Hz mono, got {rate} Hz with shape {samples.shape}; convert it first")
-    return np.asarray(samples)
-
-
 def progress_line(result: Result) -> str:
     first = next(iter(result.sets), None)
     words = [f"{result.user}, {result.system}"]
@@ -282,45 +242,6 @@ def progress_line(result: Result) -> str:
     words += [result.note] if result.status == "failed" else []
     words += [f"{first}: SI-SDRi {mean_over_clips(result.sets[first], 'si_sdr_improvement'):.2f} dB"] if first else []
     return "; ".join(words)
-
-
-def digest(*values: object) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
-
-
-def digest_of_files(folder: Path, pattern: str = "*.wav") -> str:
-    whole = hashlib.sha256()
-    for path in sorted(folder.glob(pattern)):
-        whole.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()
-
-
-def write_json(path: Path, values: object) -> None:
-    """Whole or not at all, so that what a killed run left behind is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(plain(values)), "utf-8")
-    partial.replace(path)
-
-
-def plain(values: Any) -> Any:
-    """For JSON, which has neither dataclasses nor NaN."""
-    if hasattr(values, "__dataclass_fields__"):
-        return plain({name: getattr(values, name) for name in values.__dataclass_fields__})
-    if isinstance(values, dict):
-        return {key: plain(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [plain(value) for value in values]
-    return None if isinstance(values, float) and isnan(values) else values
-
-
-def unplain(values: Any) -> Any:
-    """NaN where `plain` wrote nothing."""
-    if isinstance(values, dict):
-        return {key: unplain(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [unplain(value) for value in values]
-    return nan if values is None else values
 
 
 if __name__ == "__main__":

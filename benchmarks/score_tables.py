@@ -140,18 +140,23 @@ def summary_page(results: Sequence[Result]) -> str:
             cells.append([system, _parameters(results, system), *(_mean(means[metric], metric) for metric in metrics),
                           str(max(mean.n for mean in means.values()))])
         parts.append(f"## {set_name}\n\n{format_table(cells)}")
-    by_set = gains(results)
-    if any(by_set.values()):
-        cells = [["specialist", "set", *(title for metric in ("SI-SDR dB", "PESQ", "ESTOI")
-                                         for title in (metric, "worse", "worst user"))]]
-        for system in systems_of(results):
-            for set_name, systems_gains in by_set.items():
-                if system in systems_gains:
-                    cells.append([system, set_name, *(text for metric, gain in systems_gains[system].items()
-                                                      for text in _gain(gain, metric))])
-        parts.append(f"## Gain over the generalist that training started from\n\n{format_table(cells)}")
+    if any(result.start for result in results):
+        parts.append(f"## Gain over the generalist that training started from\n\n{format_table(gain_cells(results))}")
         parts.append(f"## Verdicts\n\n{format_table(_verdicts(results))}")
     return "\n\n".join(parts)
+
+
+def gain_cells(results: Sequence[Result]) -> list[list[str]]:
+    """Every specialist in every set: by how much it is better, and for how many worse."""
+    by_set = gains(results)
+    cells = [["specialist", "set", *(title for metric in ("SI-SDR dB", "PESQ", "ESTOI")
+                                     for title in (metric, "worse", "worst user"))]]
+    for system in systems_of(results):
+        for set_name, systems_gains in by_set.items():
+            if system in systems_gains:
+                cells.append([system, set_name, *(text for metric, gain in systems_gains[system].items()
+                                                  for text in _gain(gain, metric))])
+    return cells
 
 
 def users_page(results: Sequence[Result]) -> str:

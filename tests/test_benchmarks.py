@@ -2,6 +2,7 @@ import importlib
 import json
 import os
 import re
+import sys
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
@@ -420,9 +421,8 @@ def test_generalists_alone_make_a_page_without_gains(tables, results):
 
 @pytest.fixture
 def runs(monkeypatch, tables):
-    personalization = program(monkeypatch, "personalization")
-    monkeypatch.setattr(personalization, "score", lambda enhanced, noisy, clean: Scores(1.0, nan, 0.5))
-    return personalization
+    monkeypatch.setattr(program(monkeypatch, "user_scores"), "score", lambda *_: Scores(1.0, nan, 0.5))
+    return program(monkeypatch, "personalization")
 
 
 @pytest.fixture
@@ -443,20 +443,24 @@ def settings(runs, tmp_path):
     return runs.Settings(("noise", "missing"), tmp_path / "work", 60.0, 1, 0, resume=True)
 
 
+def where(settings):
+    return settings.sets, settings.work
+
+
 def ours(runs, model_file):
     enhancer = Enhancer(model_file)
     return runs.System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, 16_000))
 
 
 def test_a_clip_is_scored_once_for_each_model(runs, user, settings, model_file, monkeypatch):
-    first = runs.evaluate(user, ours(runs, model_file), settings)
+    first = runs.evaluate(user, ours(runs, model_file), *where(settings))
     assert list(first) == ["noise"]
     assert [row["test"] for row in first["noise"]] == ["00", "01"]
     assert first["noise"][0]["snr_db"] == -5 and isnan(first["noise"][1]["snr_db"])
     assert isnan(first["noise"][0]["pesq"])
 
-    monkeypatch.setattr(runs, "score_clip", lambda *_: pytest.fail("scored again"))
-    np.testing.assert_equal(runs.evaluate(user, ours(runs, model_file), settings), first)
+    monkeypatch.setattr(sys.modules["user_scores"], "score_clip", lambda *_: pytest.fail("scored again"))
+    np.testing.assert_equal(runs.evaluate(user, ours(runs, model_file), *where(settings)), first)
 
 
 def test_a_peer_is_scored_beside_ours_and_one_that_cannot_be_made_is_one_line(runs, user, settings, tmp_path):
@@ -464,7 +468,7 @@ def test_a_peer_is_scored_beside_ours_and_one_that_cannot_be_made_is_one_line(ru
         "class Half:\n    def enhance(self, noisy):\n        return 0.5 * noisy\n"
         "def make(name):\n    return {'half': Half}[name]()\n")
     peer = runs.other_system("half", tmp_path / "strangers.py")
-    assert [row["si_sdr_improvement"] for row in runs.evaluate(user, peer, settings)["noise"]] == [1.0, 1.0]
+    assert [row["si_sdr_improvement"] for row in runs.evaluate(user, peer, *where(settings))["noise"]] == [1.0, 1.0]
     assert peer.enhance(np.ones(4, np.float32)).tolist() == [0.5] * 4
     with pytest.raises(PseError, match="no peer 'whole'"):
         runs.other_system("whole", tmp_path / "strangers.py")
@@ -472,12 +476,12 @@ def test_a_peer_is_scored_beside_ours_and_one_that_cannot_be_made_is_one_line(ru
 
 @pytest.mark.parametrize("change", ["model", "sound"])
 def test_another_model_or_another_sound_is_scored_anew(runs, user, settings, model_file, change):
-    runs.evaluate(user, ours(runs, model_file), settings)
+    runs.evaluate(user, ours(runs, model_file), *where(settings))
     if change == "model":
         model_file.write_bytes(empty_model(hop_length=128))
     else:
         soundfile.write(user / "tests/noise/00.noisy.wav", np.zeros(4000), 16_000)
-    runs.evaluate(user, ours(runs, model_file), settings)
+    runs.evaluate(user, ours(runs, model_file), *where(settings))
     assert len(list((settings.work / "scores").iterdir())) == 2
 
 
