@@ -1,6 +1,7 @@
 """What personalization is worth: specialists against generalists, user by user, on sound they never recorded.
 
     python benchmarks/personalization.py --users build/users --size tiny --methods pseudose pseudose+dp auto
+    python benchmarks/personalization.py --users build/users --size small --methods auto auto:remove
     python benchmarks/personalization.py --users build/users --methods none        # the generalists alone
     python benchmarks/personalization.py --users build/users --methods none --sets noise elsewhere \
         --teacher --peers peers.py dtln gtcrn       # beside the teacher and other people's denoisers
@@ -110,7 +111,8 @@ def main() -> None:
     parser.add_argument("--users", type=Path, required=True, help="folder of users")
     parser.add_argument("--only", nargs="+", help="names of users, else all")
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny"], help="of the specialists")
-    parser.add_argument("--methods", nargs="+", default=["pseudose", "pseudose+dp", "auto"], help="or none")
+    parser.add_argument("--methods", nargs="+", default=["pseudose", "pseudose+dp", "auto"],
+                        help="or none; METHOD:remove trains with others='remove'")
     parser.add_argument("--budget", type=float, default=120, help="seconds for each personalization")
     parser.add_argument("--threads", type=int, default=1, help="of each personalization")
     parser.add_argument("--jobs", type=int, default=2, help="tasks at the same time")
@@ -211,15 +213,17 @@ def specialist(task: Task, settings: Settings, start: Enhancer) -> tuple[Enhance
     recordings = task.user / "recordings"
     key = digest(start.digest, digest_of_files(recordings), task.method, settings.budget_seconds, settings.threads,
                  settings.seed)
-    stem = settings.work / "specialists" / f"{task.user.name}-{task.size}-{task.method}-{key}"
+    stem = settings.work / "specialists" / f"{task.user.name}-{task.size}-{task.method.replace(':', '-')}-{key}"
     model, row = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.json")
     if settings.resume and row.exists():
         return Enhancer(model), unplain(json.loads(row.read_text("utf-8")))["made"]
 
     began = time.perf_counter()
     try:
-        mine = Enhancer.personalize(str(recordings), method=task.method, size=task.size, seed=settings.seed,
-                                    budget_seconds=settings.budget_seconds, threads=settings.threads)
+        method, _, others = task.method.partition(":")
+        mine = Enhancer.personalize(str(recordings), method=method, others=others or "keep", size=task.size,
+                                    seed=settings.seed, budget_seconds=settings.budget_seconds,
+                                    threads=settings.threads)
     except MissingDependencyError:
         raise
     except PseError as error:

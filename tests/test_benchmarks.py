@@ -503,7 +503,9 @@ def test_a_finished_specialist_is_used_again(runs, user, settings, model_file, m
 
     runs.specialist(task, replace(settings, resume=False), start)
     runs.specialist(task, replace(settings, seed=1), start)
-    assert [call["seed"] for call in calls] == [0, 0, 1]
+    runs.specialist(replace(task, method="auto:remove"), settings, start)
+    assert [call["seed"] for call in calls] == [0, 0, 1, 0]
+    assert [(call["method"], call["others"]) for call in calls[-2:]] == [("pseudose+dp", "keep"), ("auto", "remove")]
 
 
 def test_a_failed_training_leaves_the_user_with_the_start_model(runs, user, settings, model_file, monkeypatch):
