@@ -10,6 +10,7 @@ compared; but for the first minute of each, which has another scene before it. N
 """
 
 import argparse
+import os
 import sys
 import time
 from collections import deque
@@ -77,7 +78,13 @@ class Outcome:
         return [words for words, is_so in found.items() if is_so]
 
 
+# glibc keeps freed arrays of some megabytes, as scenes are, for the next ones; pieces of that would look like growth
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
+
+
 def main() -> int:
+    if not RETURN_MEMORY.items() <= os.environ.items() and os.name == "posix":     # it looks at them when it starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **RETURN_MEMORY})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--size", choices=SIZES, default="small")
