@@ -25,6 +25,7 @@ from .errors import (  # noqa: E402
 )
 from .job import METHODS, Progress  # noqa: E402
 from .report import Report  # noqa: E402
+from .together import process_together  # noqa: E402
 
 __all__ = [
     "METHODS",
@@ -39,5 +40,6 @@ __all__ = [
     "PseError",
     "Report",
     "SettingsError",
+    "process_together",
 ]
 __version__ = "0.1.0"
