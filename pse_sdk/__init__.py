@@ -25,6 +25,7 @@ from .errors import (  # noqa: E402
 )
 from .job import METHODS, OTHERS, Progress  # noqa: E402
 from .report import Report  # noqa: E402
+from .together import process_together  # noqa: E402
 
 __all__ = [
     "METHODS",
@@ -40,5 +41,6 @@ __all__ = [
     "PseError",
     "Report",
     "SettingsError",
+    "process_together",
 ]
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ each a number that says which field and of which kind, then its content:
     GraphProto   1 node   2 name   11 input   12 output
 """
 
+from .batch import DATA_BATCH
 from .config import STFT
 from .model_format import ModelInfo, seal
 
@@ -30,8 +31,8 @@ def empty_model(hop_length: int = STFT.hop_length, sample_rate: int = STFT.sampl
 
 
 def _value_info(name: str, length: int) -> bytes:
-    """An input or output [1, length] of float32: TensorShapeProto in TypeProto.Tensor in TypeProto."""
-    shape = _message(1, _integer(1, 1)) + _message(1, _integer(1, length))
+    """An input or output [1, length] of float32 (see `batch`): TensorShapeProto in TypeProto.Tensor in TypeProto."""
+    shape = _message(1, _integer(1, 1) + _text(3, DATA_BATCH)) + _message(1, _integer(1, length))
     return _text(1, name) + _message(2, _message(1, _integer(1, _FLOAT) + _message(2, shape)))
 
 

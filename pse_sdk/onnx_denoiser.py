@@ -1,15 +1,18 @@
-"""A model file in the runtime: one hop of samples in, one enhanced hop out, memory passed by the caller."""
+"""A model file in the runtime: a hop of each stream in, their enhanced hops out, memory passed by the caller."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from .batch import ANY_NUMBER, with_any_batch
 from .errors import ModelFileError
 from .model_format import ModelInfo, check_seal, digest_of, read_model
 
 State = dict[str, np.ndarray]
+"""The memory of B streams: arrays [B, ...]."""
 
 
 def session_options() -> onnxruntime.SessionOptions:
@@ -43,7 +46,7 @@ class OnnxDenoiser:
         name = "model" if isinstance(model, bytes) else str(Path(model))
         self.model = check_seal(model) if isinstance(model, bytes) else read_model(model)
         try:
-            self._session = onnxruntime.InferenceSession(self.model, session_options(),
+            self._session = onnxruntime.InferenceSession(with_any_batch(self.model), session_options(),
                                                          providers=["CPUExecutionProvider"])
         except Exception as error:      # the runtime has a dozen classes for this and no common one
             raise ModelFileError(f"{name}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
@@ -51,7 +54,10 @@ class OnnxDenoiser:
         inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         self._shapes = {name: shape for name, shape in inputs.items() if name.startswith("state_")}
         self._outputs = ["enhanced"] + [f"next_{name}" for name in self._shapes]
-        if (inputs != {"samples": (1, self.info.hop_length), **self._shapes}
+        batch = ANY_NUMBER if inputs.get("samples", ("",))[0] == ANY_NUMBER else 1
+        self._takes_many = batch == ANY_NUMBER
+        if (inputs != {"samples": (batch, self.info.hop_length), **self._shapes}
+                or any(shape[:1] != (batch,) for shape in self._shapes.values())
                 or not {o.name for o in self._session.get_outputs()}.issuperset(self._outputs)):
             raise ModelFileError(f"{name}: its description does not fit its graph; use a file that Enhancer.save wrote")
 
@@ -59,11 +65,29 @@ class OnnxDenoiser:
     def digest(self) -> str:
         return digest_of(self.model)
 
-    def initial_state(self) -> State:
-        """Zeros for every state of the model file."""
-        return {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+    def initial_state(self, batch: int = 1) -> State:
+        """Zeros for every state of the model file: {name: [batch, ...]}."""
+        return {name: np.zeros((batch, *shape[1:]), np.float32) for name, shape in self._shapes.items()}
 
     def step(self, samples: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        """Enhance one hop [1, hop_length]. `state` is left as it is; give the returned one to the next call."""
-        enhanced, *states = self._session.run(self._outputs, {"samples": samples, **state})
-        return enhanced, dict(zip(self._shapes, states, strict=True))
+        """Enhance one hop of each of B streams. `state` is left as it is; give the returned one to the next call.
+
+        Shape: `samples` and the result are [B, hop_length].
+        """
+        if self._takes_many or len(samples) == 1:
+            enhanced, *states = self._session.run(self._outputs, {"samples": samples, **state})
+            return enhanced, dict(zip(self._shapes, states, strict=True))
+        # a file of before, for one stream
+        one_by_one = [self.step(samples[i:i + 1], slice_state(state, i, i + 1)) for i in range(len(samples))]
+        return np.concatenate([hop for hop, _ in one_by_one]), join_states(state for _, state in one_by_one)
+
+
+def join_states(states: Iterable[State]) -> State:
+    """The memory of all the streams that each of `states` is of, in this order."""
+    states = list(states)
+    return {name: np.concatenate([state[name] for state in states]) for name in states[0]}
+
+
+def slice_state(state: State, start: int, stop: int) -> State:
+    """The memory of the streams from `start` on and before `stop`: a copy, that keeps no other stream's alive."""
+    return {name: value[start:stop].copy() for name, value in state.items()}

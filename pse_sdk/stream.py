@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Generator
 from math import ceil, gcd
 from types import TracebackType
 
@@ -10,12 +11,21 @@ import numpy as np
 from .arguments import as_number, as_whole_number
 from .audio import MAX_CHANNELS, as_float32, check_sample_rate, replace_damage
 from .errors import AudioError, SettingsError
-from .onnx_denoiser import OnnxDenoiser
+from .onnx_denoiser import OnnxDenoiser, State
 from .rate_converter import RateConverter
 from .top_gain import TopGain
 
 FADE_SECONDS = 0.01     # from enhanced to untouched sound; other changes of strength take their share of it
 _BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
+
+Hops = tuple[np.ndarray, State]
+"""A hop of each channel [channels, hop_length], and the memory that goes with it."""
+
+Enhancing = Generator[Hops, Hops | None, np.ndarray]
+"""Work on a stream: it hands out hops, waits for them to come back enhanced, and returns the samples that are ready.
+
+So whoever drives it may enhance the hops of many streams at once: see `together`.
+"""
 
 
 class EnhancementStream:
@@ -97,7 +107,7 @@ class EnhancementStream:
     def reset(self) -> None:
         """Forget all sound. Afterwards the stream is as good as a new one with the same settings, bit for bit."""
         self._check_open()
-        self._states = [self._denoiser.initial_state() for _ in range(self.channels)]
+        self._state = self._denoiser.initial_state(self.channels)
         # at the model's rate: what it enhances just now and has heard already, then what waits for a whole hop
         self._heard = np.zeros((self._denoiser.info.delay, self.channels), np.float32)
         self._dry = np.zeros((self.delay_samples, self.channels), np.float32)
@@ -126,20 +136,11 @@ class EnhancementStream:
             AudioError: a number of channels other than the stream's, or no samples at all.
             SettingsError: the stream is closed.
         """
-        self._check_open()
         began = time.perf_counter()
-        samples = as_float32(chunk)
-        mono = samples.ndim == 1
-        samples = samples[:, None] if mono else samples
-        if samples.shape[1] != self.channels:
-            raise AudioError(f"the stream has {self.channels} channels, got samples of shape {np.shape(chunk)}; "
-                             f"open it with channels={samples.shape[1]}")
-        samples, n_replaced = replace_damage(samples)
-        self.n_replaced += n_replaced
-        out = np.concatenate([self._advance(samples[i:i + _BLOCK]) for i in range(0, max(len(samples), 1), _BLOCK)])
-        if len(samples) and time.perf_counter() - began > len(samples) / self.sample_rate:
-            self.n_late += 1
-        return out[:, 0] if mono else out
+        samples = self._checked(chunk)
+        out = self._finished(self._enhancing(samples))
+        self._count_if_late(len(samples), began)
+        return out
 
     def flush(self) -> np.ndarray:
         """The rest of the output, as if silence followed, in the layout [T] for mono and [T, channels] else.
@@ -153,7 +154,8 @@ class EnhancementStream:
         remaining = self._n_in + self.delay_samples - self._n_out
         pieces = []
         while remaining > 0:
-            piece = self._advance(np.zeros((max(256, self.sample_rate // 20), self.channels), np.float32))[:remaining]
+            silence = np.zeros((max(256, self.sample_rate // 20), self.channels), np.float32)
+            piece = self._finished(self._advance(silence))[:remaining]
             pieces.append(piece)
             remaining -= len(piece)
         counters = self.n_replaced, self.n_late
@@ -175,15 +177,52 @@ class EnhancementStream:
                  traceback: TracebackType | None) -> None:
         self.close()
 
+    # The steps of `process`, which `process_together` does with many streams.
+
+    def _checked(self, chunk: np.ndarray) -> np.ndarray:
+        """The samples of a chunk that `process` would take, [T] or [T, channels]; raises what it would raise."""
+        self._check_open()
+        samples = as_float32(chunk)
+        channels = 1 if samples.ndim == 1 else samples.shape[1]
+        if channels != self.channels:
+            raise AudioError(f"the stream has {self.channels} channels, got samples of shape {np.shape(chunk)}; "
+                             f"open it with channels={channels}")
+        return samples
+
+    def _enhancing(self, samples: np.ndarray) -> Enhancing:
+        """What `process` returns, but for the hops, which somebody else enhances."""
+        mono = samples.ndim == 1
+        samples, n_replaced = replace_damage(samples[:, None] if mono else samples)
+        self.n_replaced += n_replaced
+        pieces = []
+        for i in range(0, max(len(samples), 1), _BLOCK):
+            pieces.append((yield from self._advance(samples[i:i + _BLOCK])))
+        out = np.concatenate(pieces)
+        return out[:, 0] if mono else out
+
+    def _count_if_late(self, n_samples: int, began: float) -> None:
+        if n_samples and time.perf_counter() - began > n_samples / self.sample_rate:
+            self.n_late += 1
+
+    def _finished(self, work: Enhancing) -> np.ndarray:
+        """What the work returns, done alone."""
+        enhanced: Hops | None = None
+        while True:
+            try:
+                hops = work.send(enhanced)
+            except StopIteration as end:
+                return np.asarray(end.value)
+            enhanced = self._denoiser.step(*hops)
+
     def _check_open(self) -> None:
         if self._closed:
             raise SettingsError("this stream is closed; open another one with Enhancer.stream")
 
-    def _advance(self, samples: np.ndarray) -> np.ndarray:
+    def _advance(self, samples: np.ndarray) -> Enhancing:
         self._n_in += len(samples)
         self._dry = np.concatenate([self._dry, samples])
         converted = samples if self._to_model is None else self._to_model.process(samples)
-        wet = self._denoise(converted)
+        wet = yield from self._denoise(converted)
         if self._from_model is not None:
             wet = self._from_model.process(wet)
         dry, self._dry = self._dry[:len(wet)], self._dry[len(wet):].copy()
@@ -192,7 +231,7 @@ class EnhancementStream:
         self._n_out += len(wet)
         return self._blend(wet, dry)
 
-    def _denoise(self, samples: np.ndarray) -> np.ndarray:
+    def _denoise(self, samples: np.ndarray) -> Enhancing:
         """All whole hops enhanced, less the part of the input that `_advance` adds at the stream's own rate."""
         self._heard = np.concatenate([self._heard, samples])
         length, delay = self._denoiser.info.hop_length, self._denoiser.info.delay
@@ -200,10 +239,10 @@ class EnhancementStream:
         out = np.empty((n_hops * length, self.channels), np.float32)
         for start in range(0, n_hops * length, length):
             hop, place = self._heard[start + delay:start + delay + length], slice(start, start + length)
-            for channel in range(self.channels):
-                samples = np.ascontiguousarray(hop[:, channel])[None]
-                enhanced, self._states[channel] = self._denoiser.step(samples, self._states[channel])
-                out[place, channel] = enhanced[0]
+            reply = yield np.ascontiguousarray(hop.T), self._state
+            assert reply is not None
+            enhanced, self._state = reply
+            out[place] = enhanced.T
             if self._top_gain is not None:
                 noisy = self._heard[place]
                 out[place] -= noisy * self._top_gain.follow(noisy, out[place])

@@ -553,3 +553,15 @@ def test_endurance_says_what_drifted_grew_or_wore_off(monkeypatch):
     for wrong in ({"length_drift": 1}, {"growth_mib": 2.5}, {"last_si_sdr_db": 9.8}, {"last_si_sdr_db": nan},
                   {"n_replaced": 6}, {"n_damaged_out": 1}):
         assert len(replace(sound, **wrong).failures()) == 1
+
+
+def test_what_streams_cost_together_stands_beside_what_they_cost_alone(monkeypatch, tmp_path, model_file):
+    together = program(monkeypatch, "together")
+    monkeypatch.setattr(together, "installed_generalists", lambda: {"tiny": model_file})
+    out, figures = tmp_path / "new" / "together.md", tmp_path / "new" / "together.json"
+    monkeypatch.setattr("sys.argv", ["together.py", "--streams", "1", "3", "--turns", "3", "--out", str(out),
+                                     "--json", str(figures)])
+    together.main()
+    assert "| tiny | 3 |" in out.read_text(encoding="utf-8")
+    rows = json.loads(figures.read_text(encoding="utf-8"))["rows"]
+    assert [row["streams"] for row in rows] == [1, 3] and all(row["steps together"] > 0 for row in rows)

@@ -4,10 +4,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from pse_sdk.batch import ANY_NUMBER, DATA_BATCH, with_any_batch
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.errors import ModelFileError
 from pse_sdk.model_format import ModelInfo, seal
-from pse_sdk.onnx_denoiser import OnnxDenoiser, session_options
+from pse_sdk.onnx_denoiser import OnnxDenoiser, join_states, session_options, slice_state
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -20,6 +21,7 @@ INFO = ModelInfo("tiny", 0, 0, 0, 0, 0, method="teacher+dp", seconds_of_audio=61
                  generalist="ab" * 32, scores={"gain_db": 1.25})
 PARITY_TOLERANCE = 1e-5     # torch against onnxruntime
 LEVEL_TOLERANCE = 1e-4      # the same, as a share of the input
+TOGETHER_TOLERANCE = 1e-6   # many rows in a product against one
 ROUNDING_TOLERANCE = 1e-2   # float16 weights against float32, of samples that reach 1
 
 
@@ -160,7 +162,7 @@ def test_a_graph_that_does_something_else_is_not_written(few_steps, monkeypatch,
         onnx_export.export_model(tiny_network, INFO)
 
 
-@pytest.mark.parametrize("broken", ["nan", "forgets"])
+@pytest.mark.parametrize("broken", ["nan", "forgets", "mixes up"])
 def test_a_graph_whose_states_go_wrong_is_not_written(few_steps, monkeypatch, tiny_network, broken):
     step = OnnxDenoiser.step
 
@@ -169,6 +171,8 @@ def test_a_graph_whose_states_go_wrong_is_not_written(few_steps, monkeypatch, ti
         if broken == "nan":
             return enhanced * np.float32("nan"), next_state
         memory = next_state["state_memory"].copy()
+        if broken == "mixes up":
+            return enhanced, {"state_memory": memory[::-1]}     # of a stream that is alone, its own
         memory[..., -tiny_network.config.hidden:] = 0.0
         return enhanced, {"state_memory": memory}
 
@@ -192,6 +196,49 @@ def test_every_shape_is_fixed(graph):
     for value in [*graph.graph.input, *graph.graph.output]:
         assert all(dim.dim_value > 0 for dim in value.type.tensor_type.shape.dim), value.name
     assert [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim] == [1, STFT.hop_length]
+
+
+def for_one_stream(sealed):
+    """The file as files were before: its graph does not say that it takes more than one stream."""
+    model = onnx.load_from_string(sealed)
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].denotation = ""
+    return seal(model.SerializeToString())
+
+
+def test_nothing_but_the_batch_is_changed_on_the_way_to_the_runtime(graph, tiny_model):
+    freed = onnx.load_from_string(with_any_batch(tiny_model.read_bytes()))
+    for value in [*freed.graph.input, *freed.graph.output]:
+        first = value.type.tensor_type.shape.dim[0]
+        assert first.dim_param == ANY_NUMBER and not first.HasField("dim_value")
+        first.dim_value, first.denotation = 1, DATA_BATCH
+    assert freed == graph
+    old = for_one_stream(tiny_model.read_bytes())
+    assert with_any_batch(old) == old
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("old", [False, True], ids=["any batch", "a batch of one"])
+def test_streams_stepped_together_are_as_if_alone(tiny_model, batch, old):
+    sealed = tiny_model.read_bytes()
+    denoiser, alone = OnnxDenoiser(for_one_stream(sealed) if old else sealed), OnnxDenoiser(tiny_model)
+    hops = np.random.default_rng(0).standard_normal((40, batch, STFT.hop_length)).astype(np.float32)
+    hops[:, 1] *= 1e-3
+    hops[10:20, 0] = 0.0
+    state, states = denoiser.initial_state(batch), [alone.initial_state() for _ in range(batch)]
+    for some in hops:
+        together, state = denoiser.step(some, state)
+        for i in range(batch):
+            enhanced, states[i] = alone.step(some[i:i + 1], states[i])
+            np.testing.assert_allclose(together[i], enhanced[0], rtol=0, atol=TOGETHER_TOLERANCE)
+
+
+def test_the_memory_of_streams_can_be_joined_and_taken_apart(tiny_model):
+    denoiser = OnnxDenoiser(tiny_model)
+    samples = np.random.default_rng(0).standard_normal((3, STFT.hop_length)).astype(np.float32)
+    _, state = denoiser.step(samples, denoiser.initial_state(3))
+    joined = join_states([slice_state(state, 0, 1), slice_state(state, 1, 3)])
+    np.testing.assert_array_equal(joined["state_memory"], state["state_memory"])
 
 
 def test_one_memory_that_starts_at_zero_is_the_only_state(tiny_model):
@@ -246,3 +293,6 @@ def test_a_model_file_may_name_its_states_as_it_likes():
         enhanced, state = denoiser.step(ones, state)
         np.testing.assert_array_equal(enhanced, expected * ones)
     assert state["state_count"] == 2.0
+    enhanced, state = denoiser.step(np.outer([1.0, 2.0, 3.0], ones).astype(np.float32), denoiser.initial_state(3))
+    np.testing.assert_array_equal(state["state_last"][:, 0], [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(state["state_count"], np.ones((3, 1)))

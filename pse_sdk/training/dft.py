@@ -13,6 +13,9 @@ downwards by turns:
 
 A spectrum in this order is called folded: [2, 272] (real, imaginary), the multiples of 16 between the ends twice. The
 lowest bins come first and nothing has to be moved. The inverse is the transpose, scaled.
+
+Between the two products stand 17 rows, one for each k1; the second product wants them as columns. The runtime makes a
+`Transpose` one with the product that follows, so that costs nothing.
 """
 
 import numpy as np
@@ -38,15 +41,15 @@ SHARE = 1.0 / np.bincount(BIN_AT)[BIN_AT]
 # The product of u = p + jq with the twiddle c + js, without a complex number: rows p, q, p, q times c, s, s, c are
 # pc, qs, ps, qc, and SECOND knows that pc - qs is the real part and ps + qc the imaginary one.
 _first = np.exp(-2j * np.pi * np.outer(np.arange(_N1), _k1) / _N1)
-_FIRST = np.concatenate([_first.real, _first.imag, _first.real, _first.imag], axis=1)           # [32, 4 * 17]
-_twiddle = np.exp(-2j * np.pi * np.outer(np.arange(_N2), _k1) / STFT.n_fft)
-_TWIDDLE = np.stack([_twiddle.real, _twiddle.imag, _twiddle.imag, _twiddle.real], axis=1).reshape(-1, BLOCK)
+_FIRST = np.stack([_first.real, _first.imag, _first.real, _first.imag], axis=2).reshape(_N1, -1)     # [32, 17 * 4]
+_twiddle = np.exp(-2j * np.pi * np.outer(_k1, np.arange(_N2)) / STFT.n_fft)
+_TWIDDLE = np.concatenate([_twiddle.real, _twiddle.imag, _twiddle.imag, _twiddle.real], axis=1)     # [17, 4 * 16]
 _k2 = np.where(_downwards, _N2 - (_block + 1) // 2, _block // 2)
 _second = np.exp(-2j * np.pi * _k2 * np.arange(_N2) / _N2)                                      # [16, 16]
-_of_v = _second[:, :, None] * np.array([1, -1, 1j, 1j])
-_SECOND = np.concatenate([_of_v.real, _of_v.imag * np.where(_downwards, -1, 1)[:, :, None]]).reshape(2 * N_BLOCKS, -1)
+_of_v = np.concatenate([_second, -_second, 1j * _second, 1j * _second], axis=1)
+_SECOND = np.concatenate([_of_v.real, _of_v.imag * np.where(_downwards, -1, 1)])                # [32, 4 * 16]
 # the inverse counts a bin twice where it stands for its mirror image too; in the outermost k1 both are there
-_INVERSE_TWIDDLE = _TWIDDLE * np.where((_k1 == 0) | (_k1 == BLOCK - 1), 1, 2) / STFT.n_fft
+_INVERSE_TWIDDLE = _TWIDDLE * np.where((_k1 == 0) | (_k1 == BLOCK - 1), 1, 2)[:, None] / STFT.n_fft
 
 
 def n_low_blocks(n_bins: int) -> int:
@@ -55,25 +58,28 @@ def n_low_blocks(n_bins: int) -> int:
 
 
 class FoldedDft:
-    """Adds transforms to a graph; the two directions share their constants."""
+    """Adds transforms of B frames to a graph; the two directions share their constants."""
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
         self._first = nodes.constant(_FIRST)
 
     def spectrum(self, frame: str) -> str:
-        """Shape: `frame` has 512 samples in any shape; the result is [2, 272]."""
+        """Shape: `frame` has B * 512 samples in any shape; the result is [B, 2, 272]."""
         nodes = self._nodes
-        inner = nodes("Gemm", nodes.reshape(frame, _N1, _N2), self._first, transA=1)
-        inner = nodes("Mul", nodes.reshape(inner, -1, BLOCK), nodes.constant(_TWIDDLE))
-        return nodes.reshape(nodes("MatMul", nodes.constant(_SECOND), inner), 2, N_FOLDED)
+        inner = nodes("MatMul", nodes("Transpose", self._first, perm=[1, 0]), nodes.reshape(frame, -1, _N1, _N2))
+        inner = nodes("Mul", nodes.reshape(inner, -1, BLOCK, 4 * _N2), nodes.constant(_TWIDDLE))
+        return nodes.reshape(nodes("MatMul", nodes.constant(_SECOND), self._transposed(inner)), -1, 2, N_FOLDED)
 
     def frame(self, rows: str, mix: np.ndarray) -> str:
-        """The 512 samples [32, 16] of the folded spectrum that `mix` @ `rows` has as its blocks.
+        """The 512 samples [B, 32, 16] of each folded spectrum that `mix` @ `rows` has as its blocks.
 
-        Shape: `rows` [R, 17], `mix` [32, R]: the 16 blocks of the real part, then those of the imaginary one.
+        Shape: `rows` [B, R, 17], `mix` [32, R]: the 16 blocks of the real part, then those of the imaginary one.
         """
         nodes = self._nodes
-        inner = nodes("MatMul", nodes.constant(_SECOND.T @ mix), rows)
+        inner = nodes("MatMul", self._transposed(rows), nodes.constant(mix.T @ _SECOND))
         inner = nodes("Mul", inner, nodes.constant(_INVERSE_TWIDDLE))
-        return nodes("Gemm", self._first, nodes.reshape(inner, _N2, -1), transB=1)
+        return nodes("MatMul", self._first, nodes.reshape(inner, -1, 4 * BLOCK, _N2))
+
+    def _transposed(self, matrices: str) -> str:
+        return self._nodes("Transpose", matrices, perm=[0, 2, 1])

@@ -6,6 +6,9 @@ weights beforehand, spectra stay in the order in which the transform leaves them
 
     state_memory    last hop | overlap | low bins of past frames | level | hidden state of each layer
 
+Most of that cost is the same for one stream and for thirty, so a step takes any number B of them, which know nothing of
+each other. The file says B = 1, and that it may be more: see `batch`.
+
 Widths, layers and taps are the network's. `onnx_export` refuses a graph that does something else than the network.
 """
 
@@ -13,6 +16,7 @@ import numpy as np
 import onnx
 from torch import Tensor
 
+from ..batch import DATA_BATCH
 from ..config import STFT
 from .dft import BIN_AT, BLOCK, N_BLOCKS, N_FOLDED, SHARE, FoldedDft, n_low_blocks
 from .network import (
@@ -28,7 +32,7 @@ from .nodes import Nodes
 
 
 def hop_model(network: Denoiser, *, half: bool = True) -> onnx.ModelProto:
-    """The graph from `samples` [1, hop_length] and `state_memory` [1, 1, M] to `enhanced` and `next_state_memory`.
+    """The graph from `samples` [B, hop_length] and `state_memory` [B, M] to `enhanced` and `next_state_memory`.
 
     Args:
         half: keep weights as float16, in half the space; they are what `round_weights` makes of them.
@@ -49,59 +53,62 @@ class _HopGraph:
         nodes, config = self.nodes, self.config
         n_past = config.n_taps - 1
         lengths = [STFT.delay, STFT.delay, *[2 * self.n_low] * n_past, 2, *[config.hidden] * config.n_layers]
-        last_hop, overlap, *others = nodes.split("state_memory", lengths, axis=2)
-        past, level, hidden = others[:n_past], others[n_past], others[n_past + 1:]
+        last_hop, overlap, *others = nodes.split("state_memory", lengths, axis=1)
+        past, level = others[:n_past], others[n_past]
+        hidden = [nodes.reshape(state, 1, -1, config.hidden) for state in others[n_past + 1:]]
 
-        window = nodes.constant(np.sin(np.pi * np.arange(STFT.n_fft) / STFT.n_fft)[None, None])
+        window = nodes.constant(np.sin(np.pi * np.arange(STFT.n_fft) / STFT.n_fft)[None])
         dft = FoldedDft(nodes)
-        hop = nodes.reshape("samples", 1, 1, STFT.hop_length)
-        spectrum = dft.spectrum(nodes("Mul", nodes("Concat", last_hop, hop, axis=2), window))
+        spectrum = dft.spectrum(nodes("Mul", nodes("Concat", last_hop, "samples", axis=1), window))
 
         features, level = self.features(spectrum, level)
-        hidden = self.layers(features, hidden)
+        hidden = [nodes.reshape(state, -1, config.hidden) for state in self.layers(features, hidden)]
         total = hidden[0]
         for more in hidden[1:]:
             total = nodes("Add", total, more)
-        total = nodes.reshape(total, 1, config.hidden)
 
-        low = nodes.split(spectrum, [self.n_low, N_FOLDED - self.n_low], axis=1)[0]
-        past = [*past, nodes.reshape(low, 1, 1, 2 * self.n_low)]
-        masked = nodes.reshape(nodes("Mul", spectrum, self.gains(total)), 2 * N_BLOCKS, BLOCK)
+        low = nodes.split(spectrum, [self.n_low, N_FOLDED - self.n_low], axis=2)[0]
+        past = [*past, nodes.reshape(low, -1, 2 * self.n_low)]
+        masked = nodes.reshape(nodes("Mul", spectrum, self.gains(total)), -1, 2 * N_BLOCKS, BLOCK)
         products, sums = self.filtered(total, past)
-        frame = dft.frame(nodes("Concat", masked, products, axis=0),
+        frame = dft.frame(nodes("Concat", masked, products, axis=1),
                           np.concatenate([np.eye(2 * N_BLOCKS), sums], axis=1))
 
-        frame = nodes("Mul", nodes.reshape(frame, 1, 1, STFT.n_fft), window)
-        ready, rest = nodes.split(frame, [STFT.hop_length, STFT.delay], axis=2)
-        nodes.reshape(nodes("Add", ready, overlap), 1, STFT.hop_length, output="enhanced")
-        nodes("Concat", hop, rest, *past[1:], level, *hidden, axis=2, output="next_state_memory")
-        hop_shape, memory_shape = [1, STFT.hop_length], [1, 1, sum(lengths)]
-        return nodes.model({"samples": hop_shape, "state_memory": memory_shape},
-                           {"enhanced": hop_shape, "next_state_memory": memory_shape})
+        frame = nodes("Mul", nodes.reshape(frame, -1, STFT.n_fft), window)
+        ready, rest = nodes.split(frame, [STFT.hop_length, STFT.delay], axis=1)
+        nodes("Add", ready, overlap, output="enhanced")
+        nodes("Concat", "samples", rest, *past[1:], level, *hidden, axis=1, output="next_state_memory")
+        hop_shape, memory_shape = [1, STFT.hop_length], [1, sum(lengths)]
+        model = nodes.model({"samples": hop_shape, "state_memory": memory_shape},
+                            {"enhanced": hop_shape, "next_state_memory": memory_shape})
+        for value in [*model.graph.input, *model.graph.output]:
+            value.type.tensor_type.shape.dim[0].denotation = DATA_BATCH
+        return model
 
     def features(self, spectrum: str, level: str) -> tuple[str, str]:
-        """Features [1, 1, bands], still without their scale and offset, and the next `level` [1, 1, 2].
+        """Features [1, B, bands], still without their scale and offset, and the next `level` [B, 2].
 
         The level is kept as (running sum of power and floor, running sum of weights): their quotient is the level
         plus its floor. Where nothing was ever heard, the quotient is the floor alone.
         """
         nodes, n_bands, step = self.nodes, self.config.n_bands, 1.0 - LEVEL_DECAY
+        power = nodes("ReduceSumSquare", spectrum, axes=[1], keepdims=0)    # [B, 272]
         # one product with the power of every place: the bands; power and one, to be added to the level; mean power
         measures = np.zeros((N_FOLDED, n_bands + 3))
         measures[:, :n_bands] = _array(self.network.band_mean)[BIN_AT]
         measures[:, n_bands], measures[:, -1] = step / STFT.n_bins, 1.0 / STFT.n_bins
         offsets = np.concatenate([np.zeros(n_bands), [step * LEVEL_FLOOR, step, 0.0]])
-        measured = nodes("MatMul", nodes("Mul", spectrum, spectrum), nodes.sparse_constant(SHARE[:, None] * measures))
-        measured = nodes("Gemm", nodes.constant([[1.0, 1.0]]), measured, nodes.constant(offsets))  # real + imaginary
+        measured = nodes("Gemm", power, nodes.sparse_constant(SHARE[:, None] * measures), nodes.constant(offsets))
         bands, heard, mean_power = nodes.split(measured, [n_bands, 2, 1], axis=1)
         silence = nodes.constant([[step * NO_WEIGHT * LEVEL_FLOOR, step * NO_WEIGHT]])
         new = nodes("Where", nodes("Greater", mean_power, nodes.constant([[LEVEL_FLOOR]])), heard, silence)
-        level = nodes("Add", nodes("Mul", level, nodes.constant([[LEVEL_DECAY]])), new)
-        relative = nodes("Div", bands, nodes("Div", *nodes.split(level, [1, 1], axis=2)))
-        return nodes("Log", nodes("Add", relative, nodes.constant([[FEATURE_FLOOR]]))), level
+        level = nodes("Gemm", level, nodes.constant(np.eye(2)), new, alpha=LEVEL_DECAY)     # level * decay + new
+        relative = nodes("Div", bands, nodes("Div", *nodes.split(level, [1, 1], axis=1)))
+        # a layer wants [N, B, bands], and gets it from the shape of the floor
+        return nodes("Log", nodes("Add", relative, nodes.constant([[[FEATURE_FLOOR]]]))), level
 
     def layers(self, features: str, hidden: list[str]) -> list[str]:
-        """The next hidden state [1, 1, H] of every layer."""
+        """The next hidden state [1, B, H] of every layer."""
         states, scale, offset = [], FEATURE_SCALE, FEATURE_OFFSET
         for layer, state in zip(self.network.layers, hidden, strict=True):
             value = {name: _gates(parameter) for name, parameter in layer.named_parameters()}
@@ -114,13 +121,14 @@ class _HopGraph:
         return states
 
     def gains(self, total: str) -> str:
-        """The gain at every place [1, 272]."""
-        head = self.network.gain_head
-        gains = self.nodes("Sigmoid", self.linear(total, _array(head.weight), _array(head.bias)))
-        return self.nodes("MatMul", gains, self.nodes.sparse_constant(_array(self.network.band_spread)[:, BIN_AT]))
+        """The gain at every place [B, 1, 272]."""
+        nodes, head = self.nodes, self.network.gain_head
+        gains = nodes("Sigmoid", self.linear(total, _array(head.weight), _array(head.bias)))
+        spread = nodes.sparse_constant(_array(self.network.band_spread)[:, BIN_AT])
+        return nodes("MatMul", nodes.reshape(gains, -1, 1, self.config.n_bands), spread)
 
     def filtered(self, total: str, frames: list[str]) -> tuple[str, np.ndarray]:
-        """Products of the taps with the low bins of each frame [R, 17], and how they add up to blocks [32, R]."""
+        """Products of the taps with the low bins of each frame [B, R, 17], and how they add up to blocks [32, R]."""
         nodes, config, head = self.nodes, self.config, self.network.filter_head
         bin_at = BIN_AT[:self.n_low]
         used, bin_at = bin_at < config.n_filter_bins, bin_at.clip(max=config.n_filter_bins - 1)
@@ -128,13 +136,13 @@ class _HopGraph:
         bias = _array(head.bias).reshape(2 * config.n_taps, config.n_filter_bins)
         taps = self.linear(total, (weight[:, bin_at] * used[:, None]).reshape(-1, config.hidden),
                            (bias[:, bin_at] * used).ravel())
-        products = nodes("Mul", nodes.reshape(taps, config.n_taps, 2, 1, self.n_low),
-                         nodes.reshape(nodes("Concat", *frames, axis=2), config.n_taps, 1, 2, self.n_low))
+        products = nodes("Mul", nodes.reshape(taps, -1, config.n_taps, 2, 1, self.n_low),
+                         nodes.reshape(nodes("Concat", *frames, axis=1), -1, config.n_taps, 1, 2, self.n_low))
         # (a + jb) (x + jy): of ax, ay, bx, by the real part is ax - by, the imaginary one ay + bx
         parts = np.array([[1, 0, 0, -1], [0, 1, 1, 0]])
         low_blocks = np.eye(N_BLOCKS, self.n_low_blocks)
         sums = np.concatenate([np.kron(parts, low_blocks)] * config.n_taps, axis=1)
-        return nodes.reshape(products, -1, BLOCK), sums
+        return nodes.reshape(products, -1, sums.shape[1], BLOCK), sums
 
     def linear(self, value: str, weight: np.ndarray, bias: np.ndarray) -> str:
         return self.nodes("Gemm", value, self.weights(weight), self.nodes.constant(bias), transB=1)

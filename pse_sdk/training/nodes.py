@@ -37,7 +37,7 @@ class Nodes:
         return names
 
     def gru(self, value: str, hidden: str, weights: Sequence[str], hidden_size: int) -> str:
-        """The next hidden state [1, 1, H]; `weights` are the operator's W, R and B."""
+        """The next hidden state [1, B, H]; `weights` are the operator's W, R and B."""
         name = self._new_name()
         self._nodes.append(onnx.helper.make_node("GRU", [value, *weights, "", hidden], ["", name],
                                                  hidden_size=hidden_size, linear_before_reset=1))

@@ -26,7 +26,7 @@ PARITY_TOLERANCE = 1e-5
 
 
 class HopDenoiser(nn.Module):
-    """A network between analysis and synthesis: one hop of samples in, one hop out, every memory an argument.
+    """A network between analysis and synthesis: a hop of each stream in, a hop out, every memory an argument.
 
     What the graph has to do, in the plainest words: torch's own transforms, the network's own forward.
     """
@@ -38,17 +38,17 @@ class HopDenoiser(nn.Module):
         self.network = network
         self.register_buffer("window", torch.hann_window(STFT.n_fft).sqrt())
 
-    def initial_state(self) -> State:
-        return {**self.network.initial_state(1),
-                "input": torch.zeros(1, STFT.delay), "overlap": torch.zeros(1, STFT.delay)}
+    def initial_state(self, batch: int = 1) -> State:
+        return {**self.network.initial_state(batch),
+                "input": torch.zeros(batch, STFT.delay), "overlap": torch.zeros(batch, STFT.delay)}
 
     def forward(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
-        """Shape: `samples` and the result [1, hop_length]."""
+        """Shape: `samples` and the result [B, hop_length]."""
         hop = STFT.hop_length
         frame = torch.cat([state["input"], samples], dim=1) * self.window
-        spectrum = torch.view_as_real(torch.fft.rfft(frame)).transpose(1, 2)[None]
+        spectrum = torch.view_as_real(torch.fft.rfft(frame)).transpose(1, 2).unsqueeze(1)
         enhanced, next_state = self.network(spectrum, {k: v for k, v in state.items() if k not in ("input", "overlap")})
-        enhanced = torch.view_as_complex(enhanced[0].transpose(1, 2).contiguous())
+        enhanced = torch.view_as_complex(enhanced[:, 0].transpose(1, 2).contiguous())
         output = torch.fft.irfft(enhanced, STFT.n_fft) * self.window
         return output[:, :hop] + state["overlap"], {**next_state, "input": samples, "overlap": output[:, hop:]}
 
@@ -110,16 +110,18 @@ def to_onnx(module: nn.Module, inputs: tuple[Tensor, ...], **names: Any) -> onnx
 def parity_error(denoiser: HopDenoiser, exported: OnnxDenoiser, seed: int = 0) -> float:
     """Largest difference of the outputs over 2,000 recurrent steps; infinite where either has a NaN.
 
-    The input is noise that swells and fades, from digital silence through what barely counts as sound.
+    The input is noise that swells and fades, from digital silence through what barely counts as sound. Two streams,
+    one of which is silent while the other is not, are enhanced together, and the first of them alone too.
     """
     rng = np.random.default_rng(seed)
-    state, other_state, error = denoiser.initial_state(), exported.initial_state(), 0.0
+    state, together, alone, error = denoiser.initial_state(2), exported.initial_state(2), exported.initial_state(), 0.0
     for step in range(PARITY_STEPS):
-        level = max(0.0, 0.3 * np.sin(step / 50.0) ** 3)
-        samples = (level * rng.standard_normal((1, STFT.hop_length))).astype(np.float32)
-        ours, state = denoiser(torch.from_numpy(samples), state)
-        theirs, other_state = exported.step(samples, other_state)
-        error = max(error, _difference(ours.numpy(), theirs))
+        levels = np.maximum(0.0, 0.3 * np.sin(step / 50.0 + np.array([[0.0], [np.pi]])) ** 3)
+        samples = (levels * rng.standard_normal((2, STFT.hop_length))).astype(np.float32)
+        expected, state = denoiser(torch.from_numpy(samples), state)
+        both, together = exported.step(samples, together)
+        first, alone = exported.step(samples[:1], alone)
+        error = max(error, _difference(expected.numpy(), both), _difference(expected.numpy()[:1], first))
     return error
 
 
