@@ -14,10 +14,10 @@ import numpy as np
 import soundfile
 
 from pse_sdk import Enhancer
-from pse_sdk.benchmark import EMPTY, LatencyPlan, environment, environment_line, installed_generalists, measure_latency
+from pse_sdk.benchmark import EMPTY, LatencyPlan, installed_generalists, measure_latency
 from pse_sdk.config import MODELS, SIZES
 from pse_sdk.metrics import Scores, score
-from pse_sdk.tables import format_table, write_results
+from pse_sdk.tables import environment, environment_line, format_table, write_results
 from pse_sdk.training.network import load_network
 from pse_sdk.training.onnx_export import export_model
 

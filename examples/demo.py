@@ -17,7 +17,7 @@ import soundfile
 from sample_user import Clip, sample_user
 
 from pse_sdk import Enhancer, Progress, PseError, Report
-from pse_sdk.benchmark import LatencyPlan, environment, environment_line, measure_latency
+from pse_sdk.benchmark import LatencyPlan, measure_latency
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.errors import AudioError, MissingDependencyError, ModelFileError
 from pse_sdk.metrics import extended_stoi, si_sdr_improvement
@@ -27,7 +27,7 @@ from pse_sdk.quiet import quiet_libraries
 from pse_sdk.recordings import read_recordings
 from pse_sdk.segments import PAUSE_PROBABILITY
 from pse_sdk.stft import power_spectrogram
-from pse_sdk.tables import format_table
+from pse_sdk.tables import environment, environment_line, format_table
 
 N_CLIPS = 8
 HELD_OUT_SECONDS, HELD_OUT_SHARE = 20.0, 0.25       # the end of each own recording
