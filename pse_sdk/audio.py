@@ -55,6 +55,8 @@ def as_float32(samples: Any) -> np.ndarray:
                          f"({_describe(samples)}); convert them first, e.g. samples.astype('float32') / full_scale")
     _check_shape(array)
     if array.dtype.kind == "f":
+        if array.dtype.itemsize <= 4:
+            return np.asarray(array, dtype=np.float32, order="C")
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, and is counted as such later
             return np.asarray(array, dtype=np.float32, order="C")
     zero = 128 if array.dtype.kind == "u" else 0
@@ -88,7 +90,9 @@ def replace_damage(samples: np.ndarray) -> tuple[np.ndarray, int]:
     >>> replace_damage(np.array([0.5, np.nan, -1e3], dtype=np.float32))
     (array([0.5, 0. , 0. ], dtype=float32), 2)
     """
-    sound = np.abs(samples) <= LARGEST_SAMPLE       # not of NaN
+    if np.vdot(samples, samples) <= LARGEST_SAMPLE**2:      # all of it together, so each: not of NaN
+        return samples, 0
+    sound = np.abs(samples) <= LARGEST_SAMPLE
     n_replaced = int(sound.size - np.count_nonzero(sound))
     if n_replaced == 0:
         return samples, 0

@@ -94,6 +94,7 @@ class EnhancementStream:
     @max_reduction_db.setter
     def max_reduction_db(self, max_reduction_db: float) -> None:
         self._max_reduction_db = as_number(max_reduction_db, "max_reduction_db", 0)
+        self._most_wetness = 1 - float(10 ** (-self._max_reduction_db / 20))
 
     @property
     def latency_seconds(self) -> float:
@@ -109,8 +110,9 @@ class EnhancementStream:
         self._check_open()
         self._state = self._denoiser.initial_state(self.channels)
         # at the model's rate: what it enhances just now and has heard already, then what waits for a whole hop
-        self._heard = np.zeros((self._denoiser.info.delay, self.channels), np.float32)
-        self._dry = np.zeros((self.delay_samples, self.channels), np.float32)
+        self._heard = np.zeros((self.channels, self._denoiser.info.delay), np.float32)
+        # at another rate: what is not out yet
+        self._dry = np.zeros((self.channels, self.delay_samples), np.float32)
         self._wetness = self._wanted_wetness()
         self._n_in = self._n_out = 0
         self.n_replaced = 0
@@ -154,15 +156,15 @@ class EnhancementStream:
         remaining = self._n_in + self.delay_samples - self._n_out
         pieces = []
         while remaining > 0:
-            silence = np.zeros((max(256, self.sample_rate // 20), self.channels), np.float32)
-            piece = self._finished(self._advance(silence))[:remaining]
+            silence = np.zeros((self.channels, max(256, self.sample_rate // 20)), np.float32)
+            piece = self._finished(self._advance(silence))[:, :remaining]
             pieces.append(piece)
-            remaining -= len(piece)
+            remaining -= piece.shape[1]
         counters = self.n_replaced, self.n_late
         self.reset()
         self.n_replaced, self.n_late = counters
-        out = np.concatenate(pieces) if pieces else np.zeros((0, self.channels), np.float32)
-        return out[:, 0] if self.channels == 1 else out
+        out = np.concatenate([np.zeros((self.channels, 0), np.float32), *pieces], axis=1)
+        return out[0] if self.channels == 1 else np.ascontiguousarray(out.T)
 
     def close(self) -> None:
         """Forget everything, and refuse whatever comes later. To have the rest of the output, call `flush` before."""
@@ -191,14 +193,18 @@ class EnhancementStream:
 
     def _enhancing(self, samples: np.ndarray) -> Enhancing:
         """What `process` returns, but for the hops, which somebody else enhances."""
-        mono = samples.ndim == 1
-        samples, n_replaced = replace_damage(samples[:, None] if mono else samples)
+        samples, n_replaced = replace_damage(samples)
         self.n_replaced += n_replaced
-        pieces = []
-        for i in range(0, max(len(samples), 1), _BLOCK):
-            pieces.append((yield from self._advance(samples[i:i + _BLOCK])))
-        out = np.concatenate(pieces)
-        return out[:, 0] if mono else out
+        mono = samples.ndim == 1
+        planes = samples[None] if mono else samples.T       # [channels, T], as all of the stream works
+        if len(samples) <= _BLOCK:
+            out = yield from self._advance(planes)
+        else:
+            pieces = []
+            for i in range(0, len(samples), _BLOCK):
+                pieces.append((yield from self._advance(planes[:, i:i + _BLOCK])))
+            out = np.concatenate(pieces, axis=1)
+        return out[0] if mono else np.ascontiguousarray(out.T)
 
     def _count_if_late(self, n_samples: int, began: float) -> None:
         if n_samples and time.perf_counter() - began > n_samples / self.sample_rate:
@@ -219,49 +225,54 @@ class EnhancementStream:
             raise SettingsError("this stream is closed; open another one with Enhancer.stream")
 
     def _advance(self, samples: np.ndarray) -> Enhancing:
-        self._n_in += len(samples)
-        self._dry = np.concatenate([self._dry, samples])
-        converted = samples if self._to_model is None else self._to_model.process(samples)
-        wet = yield from self._denoise(converted)
-        if self._from_model is not None:
-            wet = self._from_model.process(wet)
-        dry, self._dry = self._dry[:len(wet)], self._dry[len(wet):].copy()
-        if self._from_model is not None and self._top_gain is not None:
-            wet += dry * self._top_gain.at(self._from_model.input_time(self._n_out + np.arange(len(wet))))
-        self._n_out += len(wet)
+        """Shape: [channels, T], as the result."""
+        self._n_in += samples.shape[1]
+        if self._to_model is None or self._from_model is None:
+            dry, wet = yield from self._denoise(samples)
+            self._n_out += wet.shape[1]
+            return self._blend(wet, dry)
+        self._dry = np.concatenate([self._dry, samples], axis=1)
+        noisy, wet = yield from self._denoise(self._to_model.process(samples))
+        if self._top_gain is not None:
+            for i in range(0, wet.shape[1], self._denoiser.info.hop_length):
+                hop = slice(i, i + self._denoiser.info.hop_length)
+                wet[:, hop] -= noisy[:, hop] * self._top_gain.follow(noisy[:, hop], wet[:, hop])
+        wet = self._from_model.process(wet)
+        n_ready = wet.shape[1]
+        dry, self._dry = self._dry[:, :n_ready], self._dry[:, n_ready:].copy()
+        if self._top_gain is not None and n_ready:
+            wet += dry * self._top_gain.at(self._from_model.input_times(self._n_out, n_ready))
+        self._n_out += n_ready
         return self._blend(wet, dry)
 
-    def _denoise(self, samples: np.ndarray) -> Enhancing:
-        """All whole hops enhanced, less the part of the input that `_advance` adds at the stream's own rate."""
-        self._heard = np.concatenate([self._heard, samples])
+    def _denoise(self, samples: np.ndarray) -> Generator[Hops, Hops | None, tuple[np.ndarray, np.ndarray]]:
+        """All whole hops at the model's rate as they were and as they became, aligned: [channels, n * hop_length]."""
+        self._heard = np.concatenate([self._heard, samples], axis=1)
         length, delay = self._denoiser.info.hop_length, self._denoiser.info.delay
-        n_hops = (len(self._heard) - delay) // length
-        out = np.empty((n_hops * length, self.channels), np.float32)
-        for start in range(0, n_hops * length, length):
-            hop, place = self._heard[start + delay:start + delay + length], slice(start, start + length)
-            reply = yield np.ascontiguousarray(hop.T), self._state
+        ready = (self._heard.shape[1] - delay) // length * length
+        pieces = []
+        for start in range(delay, ready + delay, length):
+            hop = np.ascontiguousarray(self._heard[:, start:start + length])
+            reply = yield hop, self._state
             assert reply is not None
             enhanced, self._state = reply
-            out[place] = enhanced.T
-            if self._top_gain is not None:
-                noisy = self._heard[place]
-                out[place] -= noisy * self._top_gain.follow(noisy, out[place])
-        self._heard = self._heard[n_hops * length:].copy()
-        return out
+            pieces.append(enhanced)
+        noisy, self._heard = self._heard[:, :ready], self._heard[:, ready:].copy()
+        if len(pieces) == 1:
+            return noisy, pieces[0]
+        return noisy, np.concatenate([np.empty((self.channels, 0), np.float32), *pieces], axis=1)
 
     def _wanted_wetness(self) -> float:
-        if self.bypass:
-            return 0.0
         # at least so much of the input remains, whatever the model takes away
-        return self.strength * (1 - float(10 ** (-self.max_reduction_db / 20)))
+        return 0.0 if self.bypass else self._strength * self._most_wetness
 
     def _blend(self, wet: np.ndarray, dry: np.ndarray) -> np.ndarray:
         """`wet` and `dry` in their shares, and a straight fade after a change of these."""
         begin, end = self._wetness, self._wanted_wetness()
-        if begin == end or not len(wet):
+        if begin == end or not wet.size:
             return wet if end == 1 else wet * np.float32(end) + dry * np.float32(1 - end)
-        steps = np.arange(1, len(wet) + 1) / (FADE_SECONDS * self.sample_rate)
+        steps = np.arange(1, wet.shape[1] + 1) / (FADE_SECONDS * self.sample_rate)
         ramp = np.minimum(begin + steps, end) if begin < end else np.maximum(begin - steps, end)
         self._wetness = float(ramp[-1])
-        share = ramp[:, None].astype(np.float32)
+        share = ramp.astype(np.float32)
         return np.asarray(wet * share + dry * (1 - share))

@@ -66,4 +66,4 @@ def _enhanced(denoiser: OnnxDenoiser, hops: Sequence[Hops]) -> Iterator[Hops]:
         end = 0
         for hop, _ in some:
             begin, end = end, end + len(hop)
-            yield samples[begin:end], slice_state(state, begin, end)
+            yield samples[begin:end].copy(), slice_state(state, begin, end)

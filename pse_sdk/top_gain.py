@@ -10,6 +10,8 @@ the two it fades from one to the other: if the model changes nothing, the output
 `up`, so that one conversion does for both: it moves slowly against the 3 ms that `up` looks at.
 """
 
+import math
+
 import numpy as np
 
 LOWEST_SHARE = 0.625    # of the highest frequency that the rate converters leave flat: 4.1 kHz of 6.6 kHz
@@ -28,40 +30,40 @@ class TopGain:
     def __init__(self, pass_hz: float, sample_rate: int, hop_length: int, channels: int) -> None:
         self._length, self._channels = hop_length, channels
         bins = np.fft.rfftfreq(hop_length, 1 / sample_rate)
-        chosen = (bins >= LOWEST_SHARE * pass_hz) & (bins <= pass_hz)
+        chosen = np.flatnonzero((bins >= LOWEST_SHARE * pass_hz) & (bins <= pass_hz))[::2]     # the window is wider
         spectra = np.fft.rfft(np.eye(hop_length) * np.hanning(hop_length), axis=1)[:, chosen]
-        self._transform = np.concatenate([spectra.real, spectra.imag], axis=1).astype(np.float32).T.copy()
+        self._transform = np.concatenate([spectra.real, spectra.imag], axis=1).astype(np.float32)
+        self._share = np.arange(1, hop_length + 1, dtype=np.float32) / hop_length
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the gain is one until sound says otherwise."""
-        self._gains = [np.ones(self._channels, np.float32)]
+        self._gains = [[1.0] * self._channels]
         self._n_forgotten = 0       # gains that came before the first one kept
 
     def follow(self, noisy: np.ndarray, enhanced: np.ndarray) -> np.ndarray:
         """The gain through the next hop.
 
-        Shape: `noisy`, `enhanced` and the result are [hop_length, channels], aligned with each other.
+        Shape: `noisy`, `enhanced` and the result are [channels, hop_length], aligned with each other.
         """
-        before, energy, left = self._gains[-1], self._energy(noisy), self._energy(enhanced)
-        heard = energy > _LEAST_ENERGY
-        goal = np.where(heard, np.sqrt(np.minimum(left, energy) / np.where(heard, energy, 1)), before)
-        after = (SMOOTHING * before + (1 - SMOOTHING) * goal).astype(np.float32)
+        before, after = self._gains[-1], []
+        tops = np.concatenate([noisy, enhanced]) @ self._transform
+        energies = np.einsum("ij,ij->i", tops, tops).tolist()
+        for gain, energy, left in zip(before, energies, energies[self._channels:], strict=False):
+            goal = math.sqrt(min(left, energy) / energy) if energy > _LEAST_ENERGY else gain
+            after.append(SMOOTHING * gain + (1 - SMOOTHING) * goal)
         self._gains.append(after)
-        share = np.arange(1, self._length + 1, dtype=np.float32)[:, None] / self._length
-        return np.asarray(before + share * (after - before))
+        ends = np.array([before, after], np.float32)[:, :, None]
+        return np.asarray(ends[0] + self._share * (ends[1] - ends[0]))
 
     def at(self, time: np.ndarray) -> np.ndarray:
-        """The gain at rising times [n], in samples of the model, as [n, channels]. Earlier times are forgotten."""
-        knots = self._length * (self._n_forgotten + np.arange(len(self._gains))) - 1
-        gains = np.array(self._gains)
-        out = np.stack([np.interp(time, knots, gains[:, i]) for i in range(self._channels)], axis=1)
+        """The gain at rising times [n], in samples of the model, as [channels, n]. Earlier times are forgotten."""
+        knots = [self._length * i - 1 for i in range(self._n_forgotten, self._n_forgotten + len(self._gains))]
+        out = np.empty((self._channels, len(time)), np.float32)
+        for i in range(self._channels):
+            out[i] = np.interp(time, knots, [gains[i] for gains in self._gains])
         if len(time):
-            n_old = max(0, int(np.searchsorted(knots, time[-1])) - 1)
+            n_old = max(0, min(int(time[-1] + 1) // self._length - self._n_forgotten, len(self._gains) - 1))
             del self._gains[:n_old]
             self._n_forgotten += n_old
-        return out.astype(np.float32)
-
-    def _energy(self, hop: np.ndarray) -> np.ndarray:
-        """Of the top of the band, [channels]."""
-        return np.asarray(np.square(self._transform @ hop).sum(0))
+        return out

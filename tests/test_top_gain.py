@@ -11,11 +11,11 @@ def new_gain(channels=1):
 
 
 def hops(n, channels=1, seed=0):
-    return (0.1 * np.random.default_rng(seed).standard_normal((n, HOP, channels))).astype(np.float32)
+    return (0.1 * np.random.default_rng(seed).standard_normal((n, channels, HOP))).astype(np.float32)
 
 
 def tone(hz):
-    return np.sin(2 * np.pi * hz * np.arange(HOP) / 16_000).astype(np.float32)[:, None]
+    return np.sin(2 * np.pi * hz * np.arange(HOP) / 16_000).astype(np.float32)[None]
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1, 1.0])
@@ -28,7 +28,7 @@ def test_it_comes_to_the_gain_of_the_model(gain):
 def test_two_hops_bring_it_three_quarters_of_the_way():
     top = new_gain()
     for hop in hops(2):
-        last = top.follow(hop, 0 * hop)[-1, 0]
+        last = top.follow(hop, 0 * hop)[0, -1]
     assert last == pytest.approx(0.25)
 
 
@@ -46,25 +46,25 @@ def test_what_happens_below_the_top_of_the_band_does_not_count():
 
 
 def test_silence_says_nothing_and_the_gain_stays():
-    top, silence = new_gain(), np.zeros((HOP, 1), np.float32)
+    top, silence = new_gain(), np.zeros((1, HOP), np.float32)
     np.testing.assert_array_equal(top.follow(silence, silence), 1)
     for hop in hops(3):
-        before = top.follow(hop, 0.3 * hop)[-1]
-    np.testing.assert_array_equal(top.follow(silence, silence)[-1], before)
+        before = top.follow(hop, 0.3 * hop)[:, -1]
+    np.testing.assert_array_equal(top.follow(silence, silence)[:, -1], before)
 
 
 def test_channels_have_gains_of_their_own():
     top, noisy = new_gain(2), hops(10, 2)
     for hop in noisy:
-        last = top.follow(hop, hop * np.array([1.0, 0.2], np.float32))
-    np.testing.assert_allclose(last[-1], [1, 0.2], atol=0.01)
+        last = top.follow(hop, hop * np.array([[1.0], [0.2]], np.float32))
+    np.testing.assert_allclose(last[:, -1], [1, 0.2], atol=0.01)
 
 
 def test_between_hops_it_is_a_line_and_the_same_line_at_any_rate():
     top, rng = new_gain(2), np.random.default_rng(1)
     lines = [top.follow(hop, hop * np.float32(rng.random())) for hop in hops(8, 2)]
     time = np.arange(8 * HOP)
-    np.testing.assert_allclose(top.at(time), np.concatenate(lines), atol=1e-6)
+    np.testing.assert_allclose(top.at(time), np.concatenate(lines, axis=1), atol=1e-6)
     lines.append(top.follow(*hops(2, 2, seed=2)))
     np.testing.assert_allclose(top.at(8 * HOP + np.arange(HOP) + 0.0), lines[-1], atol=1e-6)
 
