@@ -44,6 +44,9 @@ def as_float32(samples: Any) -> np.ndarray:
     >>> as_float32(np.array([-32768, 16384], dtype=np.int16))
     array([-1. ,  0.5], dtype=float32)
     """
+    if isinstance(samples, np.ndarray) and samples.dtype == np.float32 and samples.flags.c_contiguous:
+        _check_shape(samples)
+        return samples
     try:
         array = np.asarray(samples)
     except (TypeError, ValueError, RuntimeError) as error:

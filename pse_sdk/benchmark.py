@@ -24,7 +24,7 @@ from .empty_model import empty_model
 from .enhancer import Enhancer, generalist
 from .errors import ModelFileError, PseError
 from .macs import count_macs
-from .onnx_denoiser import OnnxDenoiser
+from .onnx_denoiser import BoundSteps, OnnxDenoiser
 from .peers import make_streaming_peer
 from .stream import EnhancementStream
 
@@ -167,10 +167,10 @@ class _Model:
         self.n_parameters: int | None = info.n_parameters
         self.digest = self.denoiser.digest
         self._stream = EnhancementStream(self.denoiser, info.sample_rate)
-        self._state = self.denoiser.initial_state()
+        self._steps, self._state = BoundSteps(self.denoiser, 1), self.denoiser.initial_state()
 
     def step(self, hop: np.ndarray) -> None:
-        _, self._state = self.denoiser.step(hop[None], self._state)
+        _, self._state = self._steps.step(hop[None], self._state)
 
     def process(self, hop: np.ndarray) -> None:
         self._stream.process(hop)

@@ -11,7 +11,7 @@ import numpy as np
 from .arguments import as_number, as_whole_number
 from .audio import MAX_CHANNELS, as_float32, check_sample_rate, replace_damage
 from .errors import AudioError, SettingsError
-from .onnx_denoiser import OnnxDenoiser, State
+from .onnx_denoiser import BoundSteps, OnnxDenoiser, State
 from .rate_converter import RateConverter
 from .top_gain import TopGain
 
@@ -108,6 +108,7 @@ class EnhancementStream:
     def reset(self) -> None:
         """Forget all sound. Afterwards the stream is as good as a new one with the same settings, bit for bit."""
         self._check_open()
+        self._steps = BoundSteps(self._denoiser, self.channels)
         self._state = self._denoiser.initial_state(self.channels)
         # at the model's rate: what it enhances just now and has heard already, then what waits for a whole hop
         self._heard = np.zeros((self.channels, self._denoiser.info.delay), np.float32)
@@ -218,7 +219,7 @@ class EnhancementStream:
                 hops = work.send(enhanced)
             except StopIteration as end:
                 return np.asarray(end.value)
-            enhanced = self._denoiser.step(*hops)
+            enhanced = self._steps.step(*hops)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -227,40 +228,41 @@ class EnhancementStream:
     def _advance(self, samples: np.ndarray) -> Enhancing:
         """Shape: [channels, T], as the result."""
         self._n_in += samples.shape[1]
-        if self._to_model is None or self._from_model is None:
-            dry, wet = yield from self._denoise(samples)
-            self._n_out += wet.shape[1]
-            return self._blend(wet, dry)
-        self._dry = np.concatenate([self._dry, samples], axis=1)
-        noisy, wet = yield from self._denoise(self._to_model.process(samples))
-        if self._top_gain is not None:
-            for i in range(0, wet.shape[1], self._denoiser.info.hop_length):
-                hop = slice(i, i + self._denoiser.info.hop_length)
-                wet[:, hop] -= noisy[:, hop] * self._top_gain.follow(noisy[:, hop], wet[:, hop])
-        wet = self._from_model.process(wet)
-        n_ready = wet.shape[1]
-        dry, self._dry = self._dry[:, :n_ready], self._dry[:, n_ready:].copy()
-        if self._top_gain is not None and n_ready:
-            wet += dry * self._top_gain.at(self._from_model.input_times(self._n_out, n_ready))
-        self._n_out += n_ready
-        return self._blend(wet, dry)
-
-    def _denoise(self, samples: np.ndarray) -> Generator[Hops, Hops | None, tuple[np.ndarray, np.ndarray]]:
-        """All whole hops at the model's rate as they were and as they became, aligned: [channels, n * hop_length]."""
+        if self._to_model is not None:
+            self._dry = np.concatenate([self._dry, samples], axis=1)
+            samples = self._to_model.process(samples)
         self._heard = np.concatenate([self._heard, samples], axis=1)
         length, delay = self._denoiser.info.hop_length, self._denoiser.info.delay
-        ready = (self._heard.shape[1] - delay) // length * length
-        pieces = []
-        for start in range(delay, ready + delay, length):
+        n_ready = (self._heard.shape[1] - delay) // length * length
+        hops = []
+        for start in range(delay, n_ready + delay, length):
             hop = np.ascontiguousarray(self._heard[:, start:start + length])
             reply = yield hop, self._state
             assert reply is not None
             enhanced, self._state = reply
-            pieces.append(enhanced)
-        noisy, self._heard = self._heard[:, :ready], self._heard[:, ready:].copy()
-        if len(pieces) == 1:
-            return noisy, pieces[0]
-        return noisy, np.concatenate([np.empty((self.channels, 0), np.float32), *pieces], axis=1)
+            hops.append(enhanced)
+        # what the model was given and what it made of it, aligned
+        dry, self._heard = self._heard[:, :n_ready], self._heard[:, n_ready:].copy()
+        wet = hops[0] if len(hops) == 1 else np.concatenate([dry[:, :0], *hops], axis=1)
+        if self._from_model is not None:
+            dry, wet = self._at_own_rate(self._from_model, dry, wet)
+        self._n_out += wet.shape[1]
+        return self._blend(wet, dry)
+
+    def _at_own_rate(self, from_model: RateConverter, noisy: np.ndarray,
+                     enhanced: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The input and the output that are ready at the stream's rate, from the next hops at the model's."""
+        top_gain = self._top_gain
+        if top_gain is not None:
+            for i in range(0, enhanced.shape[1], self._denoiser.info.hop_length):
+                hop = slice(i, i + self._denoiser.info.hop_length)
+                enhanced[:, hop] -= noisy[:, hop] * top_gain.follow(noisy[:, hop], enhanced[:, hop])
+        wet = from_model.process(enhanced)
+        n_ready = wet.shape[1]
+        dry, self._dry = self._dry[:, :n_ready], self._dry[:, n_ready:].copy()
+        if top_gain is not None and n_ready:
+            wet += dry * top_gain.at(from_model.input_times(self._n_out, n_ready))
+        return dry, wet
 
     def _wanted_wetness(self) -> float:
         # at least so much of the input remains, whatever the model takes away

@@ -33,7 +33,8 @@ class TopGain:
         chosen = np.flatnonzero((bins >= LOWEST_SHARE * pass_hz) & (bins <= pass_hz))[::2]     # the window is wider
         spectra = np.fft.rfft(np.eye(hop_length) * np.hanning(hop_length), axis=1)[:, chosen]
         self._transform = np.concatenate([spectra.real, spectra.imag], axis=1).astype(np.float32)
-        self._share = np.arange(1, hop_length + 1, dtype=np.float32) / hop_length
+        share = np.arange(1, hop_length + 1, dtype=np.float32) / hop_length
+        self._shares = np.stack([1 - share, share])     # of the gain before and after, along a hop
         self.reset()
 
     def reset(self) -> None:
@@ -53,8 +54,7 @@ class TopGain:
             goal = math.sqrt(min(left, energy) / energy) if energy > _LEAST_ENERGY else gain
             after.append(SMOOTHING * gain + (1 - SMOOTHING) * goal)
         self._gains.append(after)
-        ends = np.array([before, after], np.float32)[:, :, None]
-        return np.asarray(ends[0] + self._share * (ends[1] - ends[0]))
+        return np.asarray(np.array([before, after], np.float32).T @ self._shares)
 
     def at(self, time: np.ndarray) -> np.ndarray:
         """The gain at rising times [n], in samples of the model, as [channels, n]. Earlier times are forgotten."""

@@ -30,6 +30,8 @@ from .network import (
 )
 from .nodes import Nodes
 
+STEEP = 1e15    # what is no more than 1e-6 over the floor of the level may count as silence
+
 
 def hop_model(network: Denoiser, *, half: bool = True) -> onnx.ModelProto:
     """The graph from `samples` [B, hop_length] and `state_memory` [B, M] to `enhanced` and `next_state_memory`.
@@ -89,19 +91,19 @@ class _HopGraph:
         """Features [1, B, bands], still without their scale and offset, and the next `level` [B, 2].
 
         The level is kept as (running sum of power and floor, running sum of weights): their quotient is the level
-        plus its floor. Where nothing was ever heard, the quotient is the floor alone.
+        plus its floor.
         """
         nodes, n_bands, step = self.nodes, self.config.n_bands, 1.0 - LEVEL_DECAY
         power = nodes("ReduceSumSquare", spectrum, axes=[1], keepdims=0)    # [B, 272]
-        # one product with the power of every place: the bands; power and one, to be added to the level; mean power
+        # one product with the power of every place: the bands; power and one, to be added to the level; how far the
+        # mean power is over the floor, so many times that it is beyond 0 and 1 at once
         measures = np.zeros((N_FOLDED, n_bands + 3))
         measures[:, :n_bands] = _array(self.network.band_mean)[BIN_AT]
-        measures[:, n_bands], measures[:, -1] = step / STFT.n_bins, 1.0 / STFT.n_bins
-        offsets = np.concatenate([np.zeros(n_bands), [step * LEVEL_FLOOR, step, 0.0]])
+        measures[:, n_bands], measures[:, -1] = step / STFT.n_bins, STEEP / STFT.n_bins
+        offsets = np.concatenate([np.zeros(n_bands), [step * LEVEL_FLOOR, step, -STEEP * LEVEL_FLOOR]])
         measured = nodes("Gemm", power, nodes.sparse_constant(SHARE[:, None] * measures), nodes.constant(offsets))
-        bands, heard, mean_power = nodes.split(measured, [n_bands, 2, 1], axis=1)
-        silence = nodes.constant([[step * NO_WEIGHT * LEVEL_FLOOR, step * NO_WEIGHT]])
-        new = nodes("Where", nodes("Greater", mean_power, nodes.constant([[LEVEL_FLOOR]])), heard, silence)
+        bands, new, beyond = nodes.split(measured, [n_bands, 2, 1], axis=1)
+        new = nodes("Mul", new, nodes("Clip", beyond, nodes.constant(NO_WEIGHT), nodes.constant(1.0)))
         level = nodes("Gemm", level, nodes.constant(np.eye(2)), new, alpha=LEVEL_DECAY)     # level * decay + new
         relative = nodes("Div", bands, nodes("Div", *nodes.split(level, [1, 1], axis=1)))
         # a layer wants [N, B, bands], and gets it from the shape of the floor

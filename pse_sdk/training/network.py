@@ -28,7 +28,7 @@ State = dict[str, Tensor]
 LEVEL_SECONDS = 2.0     # time constant of the running level
 LEVEL_FLOOR = 1e-9      # power of a frame's bin below which input counts as silence: about -120 dBFS
 LEVEL_DECAY = 1.0 - STFT.hop_seconds / LEVEL_SECONDS
-NO_WEIGHT = 1e-12       # keeps the quotient of two empty sums from being 0 / 0
+NO_WEIGHT = 1e-12       # of silence in the running level: it counts where there was nothing else
 FEATURE_FLOOR = 1e-5    # 50 dB below the running level: what lies deeper is not heard
 FEATURE_SCALE, FEATURE_OFFSET = 0.25, 1.0
 
@@ -173,17 +173,16 @@ class Denoiser(nn.Module):
     def _running_level(self, power: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Debiased exponential average of `power` [B, N] over the frames that hold a signal, and its new state [B, 2].
 
-        Digital silence (a muted microphone) counts for nothing: the level is still known when sound comes back.
+        Digital silence (a muted microphone) counts for next to nothing: the level is still known when sound comes back.
         """
+        heard = torch.where(power > LEVEL_FLOOR, 1.0, NO_WEIGHT)
         if self.config.looks_ahead:
-            heard = (power > LEVEL_FLOOR).to(power.dtype)
-            level = (power * heard).sum(1, keepdim=True) / (heard.sum(1, keepdim=True) + NO_WEIGHT)
+            level = (power * heard).sum(1, keepdim=True) / heard.sum(1, keepdim=True)
             return level.expand_as(power), state
         n_frames = power.shape[1]
         age = torch.arange(n_frames, device=power.device)
         kernel = torch.where(age[:, None] >= age, LEVEL_DECAY ** (age[:, None] - age).clamp_min(0).to(power.dtype), 0.0)
         fading = LEVEL_DECAY ** (age + 1).to(power.dtype)
-        heard = (power > LEVEL_FLOOR).to(power.dtype)
         inputs = torch.stack([power * heard, heard], dim=2) * (1.0 - LEVEL_DECAY)   # [B, N, 2]
         sums = kernel @ inputs + fading[:, None] * state.unsqueeze(1)
-        return sums[..., 0] / (sums[..., 1] + NO_WEIGHT), sums[:, -1]
+        return sums[..., 0] / sums[..., 1], sums[:, -1]
