@@ -33,16 +33,18 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from engines import end_when_told
 from score_tables import CLEAN_SET, Result, gains, mean_over_clips, summary, summary_page, users_page
 from user_scores import (
+    NOISY,
     RATE,
     SETS,
+    TEACHER,
     System,
     digest,
     digest_of_files,
     evaluate,
+    other_system,
     plain,
     unplain,
     users_in,
@@ -51,13 +53,11 @@ from user_scores import (
 
 from pse_sdk import Enhancer
 from pse_sdk.benchmark import installed_generalists
-from pse_sdk.config import MODELS, SIZES
+from pse_sdk.config import SIZES
 from pse_sdk.errors import MissingDependencyError, PseError
 from pse_sdk.metrics import SI_SDR_LIMIT_DB
-from pse_sdk.peers import make_peer
 from pse_sdk.tables import environment, environment_line, write_results
 
-NOISY, TEACHER = "noisy input", "teacher (looks ahead)"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 NOTES = f"""\
@@ -195,17 +195,6 @@ def run_task(task: Task, settings: Settings) -> Result:
     ours = System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, RATE))
     sets = evaluate(task.user, ours, settings.sets, settings.work)
     return replace(result, sets=sets, n_parameters=enhancer.n_parameters)
-
-
-def other_system(peer: str, peers: Path | None) -> System:
-    if not peer:
-        return System(NOISY, lambda noisy: noisy)
-    if peer == TEACHER:
-        from pse_sdk.training.teacher import Teacher
-        return System(f"{TEACHER} {digest_of_files(MODELS, '*')}", Teacher().estimate)
-    assert peers is not None
-    made = make_peer(peers, peer)
-    return System(f"{peer} {digest(peers.read_bytes())}", lambda noisy: np.asarray(made.enhance(noisy), np.float32))
 
 
 def specialist(task: Task, settings: Settings, start: Enhancer) -> tuple[Enhancer, dict[str, Any]]:

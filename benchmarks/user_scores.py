@@ -22,10 +22,13 @@ import numpy as np
 import soundfile
 from score_tables import CLEAN_SET
 
+from pse_sdk.config import MODELS
 from pse_sdk.errors import PseError
 from pse_sdk.metrics import score, si_sdr
+from pse_sdk.peers import make_peer
 
 RATE = 16_000
+NOISY, TEACHER = "noisy input", "teacher (looks ahead)"
 SETS = ("noise", "elsewhere", "talker", CLEAN_SET)
 
 
@@ -39,6 +42,18 @@ class System:
 
     digest: str
     enhance: Callable[[np.ndarray], np.ndarray]
+
+
+def other_system(name: str, peers: Path | None) -> System:
+    """What is no model of ours that runs live: the noisy input (no name), the teacher, or a peer of that file."""
+    if not name:
+        return System(NOISY, lambda noisy: noisy)
+    if name == TEACHER:
+        from pse_sdk.training.teacher import Teacher
+        return System(f"{TEACHER} {digest_of_files(MODELS, '*')}", Teacher().estimate)
+    assert peers is not None
+    peer = make_peer(peers, name)
+    return System(f"{name} {digest(peers.read_bytes())}", lambda noisy: np.asarray(peer.enhance(noisy), np.float32))
 
 
 def evaluate(user: Path, system: System, sets: Sequence[str], work: Path) -> dict[str, list[dict[str, Any]]]:

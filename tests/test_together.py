@@ -4,7 +4,7 @@ import pytest
 from pse_sdk import process_together
 from pse_sdk import together as together_module
 from pse_sdk.errors import AudioError, SettingsError
-from pse_sdk.onnx_denoiser import OnnxDenoiser
+from pse_sdk.onnx_denoiser import BoundSteps, OnnxDenoiser
 
 TOLERANCE = 1e-6        # a product of many rows may add the same numbers in another order than that of one
 
@@ -39,6 +39,33 @@ def test_rates_channels_settings_models_and_lengths_may_differ(enhancer, halving
         chunks = [white_noise(rng.choice([0, 1, 160, 441, 480, 9000]), stream.channels, seed=turn) for stream in alone]
         assert_alike(process_together(together, chunks),
                      [stream.process(chunk) for stream, chunk in zip(alone, chunks, strict=True)])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bound_steps_are_steps_wherever_their_state_comes_from(enhancer, batch):
+    denoiser = enhancer._denoiser
+    bound, state = BoundSteps(denoiser, batch), denoiser.initial_state(batch)
+    expected_state = state
+    for turn in range(9):
+        hop = white_noise(batch, denoiser.info.hop_length, seed=turn)
+        if turn % 4 == 2:       # a state from elsewhere
+            state = {name: value.copy() for name, value in expected_state.items()}
+        before = {name: value.copy() for name, value in state.items()}
+        out, after = bound.step(hop, state)
+        expected, expected_state = denoiser.step(hop, expected_state)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE)
+        for name, value in after.items():
+            np.testing.assert_allclose(value, expected_state[name], rtol=0, atol=TOLERANCE)
+            np.testing.assert_array_equal(state[name], before[name])
+        state = after
+
+
+def test_what_bound_steps_return_stays_as_it_is(enhancer):
+    bound, state = BoundSteps(enhancer._denoiser, 1), enhancer._denoiser.initial_state()
+    first, state = bound.step(white_noise(1, 256), state)
+    kept = first.copy()
+    bound.step(white_noise(1, 256, seed=1), state)
+    np.testing.assert_array_equal(first, kept)
 
 
 def test_a_stream_comes_goes_and_begins_anew_without_the_others_noticing(enhancer):
