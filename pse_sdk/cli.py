@@ -106,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("personalize", _personalize, "Train a specialist from your own recordings.")
     sub.add_argument("recordings", nargs="+", help="audio files or folders, noisy as they are")
     sub.add_argument("--out", type=Path, default=Path("personal.onnx"), help="the model file to write (%(default)s)")
-    sub.add_argument("--size", choices=SIZES, default="small")
+    sub.add_argument("--size", choices=SIZES, help="default: small")
+    sub.add_argument("--start", type=Path, metavar="MODEL", help="go on from this specialist, with new recordings")
     sub.add_argument("--method", choices=METHODS, default="auto")
     sub.add_argument("--budget", type=float, default=180, metavar="SECONDS", help="for everything (%(default)s)")
     sub.add_argument("--threads", type=int, help="of the training; default: one for each core, at most four")
@@ -115,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--noise", nargs="+", help="files or folders with noises to remove, beside those made here")
     sub.add_argument("--others", choices=OTHERS, default="keep", help="other people's voices (%(default)s)")
     sub.add_argument("--voices", nargs="+", help="files or folders with other people talking, for --others remove")
+    sub.add_argument("--checkpoint", type=Path, metavar="FILE",
+                     help="keep the state of training there; killed, the same command goes on")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command("enhance", _enhance, "Enhance files and folders into WAV files.")
@@ -169,9 +172,10 @@ def _personalize(args: argparse.Namespace) -> int:
     _check_folder(args.out)
     with _ProgressLine() as progress:
         enhancer = Enhancer.personalize(args.recordings, clean=args.clean, noise=args.noise, others=args.others,
-                                        voices=args.voices, method=args.method,
-                                        size=args.size, budget_seconds=args.budget, threads=args.threads,
-                                        nice=args.nice, seed=args.seed, on_progress=progress)
+                                        voices=args.voices, method=args.method, start=args.start,
+                                        checkpoint=args.checkpoint, size=args.size,
+                                        budget_seconds=args.budget, threads=args.threads, nice=args.nice,
+                                        seed=args.seed, on_progress=progress)
     report = enhancer.report
     assert report is not None
     keep = not report.accepted and args.out.exists()

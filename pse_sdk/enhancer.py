@@ -191,12 +191,15 @@ class Enhancer:
         voices: Source | Sequence[Source] | None = None,
         teacher: Callable[[np.ndarray], np.ndarray] | None = None,
         method: str = "auto",
-        size: str = "small",
+        start: "Enhancer | str | os.PathLike[str] | None" = None,
+        size: str | None = None,
         budget_seconds: float = 180,
         threads: int | None = None,
         nice: int = 0,
         steps: int | None = None,
         on_progress: Callable[[Progress], object] | None = None,
+        paused: Callable[[], object] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         seed: int = 0,
     ) -> "Enhancer":
         """Train a specialist for the voice and the rooms in `recordings`, on this machine.
@@ -219,12 +222,18 @@ class Enhancer:
                 float32 samples [T] at 16 kHz to as many, time-aligned. It may take its time and look ahead; it is
                 asked once for each recording, within the budget, and never again.
             method: "auto", or one of `METHODS`.
-            size: "tiny", "small", "medium" or "large".
+            start: a specialist to go on from with more recordings, weeks later, without those from before. It stays
+                unless the result is better on parts of the new ones.
+            size: "tiny", "small" (if none is given), "medium" or "large"; of a `start` its own.
             budget_seconds: for everything, from reading to the verdict; at least 20.
             threads: of the training, by default one for each core, at most four.
             nice: 0 to 19: how readily the training gives way to other programs (POSIX systems).
             steps: number of training steps instead of as many as the budget allows, to repeat an earlier run.
             on_progress: called a few times a second with a `Progress`; if it returns False, training is cancelled.
+            paused: asked a few times a second; while it is true, training rests and the budget's clock stands still.
+            checkpoint: a file for the state of training. It is written every ten seconds; if this process or the
+                machine goes down, the same call goes on from there. It holds weights, no audio, and is removed when
+                all is done.
             seed: same seed, recordings, threads and number of steps, same specialist.
 
         Raises:
@@ -233,11 +242,19 @@ class Enhancer:
             PersonalizationCancelled: `on_progress` returned False.
             PersonalizationError: the training process failed.
         """
+        if start is None:
+            before = cls(size=size)
+        else:
+            before = start if isinstance(start, Enhancer) else cls(as_path(start, "start"))
+            if size not in (None, before.info.size):
+                raise SettingsError(f"got size={size!r} and a start of size {before.info.size!r}; leave size out")
         model, report = run_job(recordings, clean=clean, noise=noise, others=others, voices=voices,
-                                teacher=teacher, method=method, size=size, budget_seconds=budget_seconds,
-                                threads=threads, nice=nice, steps=steps, on_progress=on_progress, seed=seed)
-        enhancer = cls(size=size)
-        enhancer._use(enhancer._denoiser if model is None else OnnxDenoiser(model), report)
+                                teacher=teacher, method=method, start=None if start is None else before._denoiser.model,
+                                size=before.info.size, budget_seconds=budget_seconds, threads=threads, nice=nice,
+                                steps=steps, on_progress=on_progress, paused=paused,
+                                checkpoint=None if checkpoint is None else as_path(checkpoint, "checkpoint"), seed=seed)
+        enhancer = cls.__new__(cls)
+        enhancer._use(before._denoiser if model is None else OnnxDenoiser(model), report)
         return enhancer
 
 

@@ -36,6 +36,8 @@ SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS = 20.0, 24 * 3600.0
 LONGEST_SECONDS, LONGEST_CLEAN_SECONDS = 3 * 3600.0, 600.0      # of recordings that one job learns from
 # glibc returns every large array to the system and faults it in again, at a third of the time of a training step
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+REST = "rest"
+"""While a file of this name is in the job's folder, training rests."""
 OVERTIME_SECONDS = 60.0         # beyond the budget, after which the child counts as stuck
 
 
@@ -43,7 +45,7 @@ OVERTIME_SECONDS = 60.0         # beyond the budget, after which the child count
 class Progress:
     """How far a personalization is."""
 
-    stage: str              # "read", "analyse", "teach", "train", "judge", "export", "done"
+    stage: str              # "read", "analyse", "teach", "train", "judge", "export", "done"; "rest" while paused
     done: float             # share, 0 to 1
     seconds_left: float     # until the budget is spent
     message: str
@@ -58,12 +60,15 @@ def run_job(
     voices: Source | Sequence[Source] | None,
     teacher: Callable[[np.ndarray], np.ndarray] | None,
     method: str,
+    start: bytes | None,
     size: str,
     budget_seconds: float,
     threads: int | None,
     nice: int,
     steps: int | None,
     on_progress: Callable[[Progress], object] | None,
+    paused: Callable[[], object] | None,
+    checkpoint: Path | None,
     seed: int,
 ) -> tuple[bytes | None, Report]:
     """The sealed bytes of the specialist's model file, or None where the start model stays, and the report.
@@ -72,7 +77,9 @@ def run_job(
     """
     check_function(on_progress, "on_progress")
     check_function(teacher, "teacher")
+    check_function(paused, "paused")
     settings = _checked(others, voices is not None, method, size, budget_seconds, threads, nice, steps, seed)
+    settings["checkpoint"] = None if checkpoint is None else _usable(checkpoint)
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
     read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
@@ -85,7 +92,11 @@ def run_job(
     try:
         _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign, "voice": talkers,
                                       "estimate": estimates})
-        _run_child(folder, settings, deadline, on_progress)
+        if start is not None:
+            (folder / "start.onnx").write_bytes(start)
+        _run_child(folder, settings, deadline, on_progress, paused)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
         report = Report.from_json((folder / "report.json").read_text())
         return (read_model(folder / "model.onnx") if report.accepted else None), report
     finally:
@@ -116,6 +127,14 @@ def _checked(others: str, has_voices: bool, method: str, size: str, budget_secon
     if missing:
         raise MissingDependencyError(f"personalizing needs {' and '.join(missing)}: pip install 'pse_sdk[train]'")
     return settings
+
+
+def _usable(checkpoint: Path) -> str:
+    """Where the child finds it, once it is clear that a file can be there."""
+    path = checkpoint.absolute()
+    if path.is_dir() or not path.name or not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"checkpoint {str(checkpoint)!r} cannot be written; give a file in a folder that can be")
+    return str(path)
 
 
 def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Recording], deadline: float,
@@ -153,8 +172,8 @@ def _write_job(folder: Path, settings: dict[str, Any], sounds: dict[str, list[Re
 
 
 def _run_child(folder: Path, settings: dict[str, object], deadline: float,
-               on_progress: Callable[[Progress], object] | None) -> None:
-    """Run the training process to its end, passing its progress on.
+               on_progress: Callable[[Progress], object] | None, paused: Callable[[], object] | None) -> None:
+    """Run the training process to its end, passing its progress on, and letting it rest while `paused` says so.
 
     Raises:
         PersonalizationCancelled, PersonalizationError: it was stopped, or ended without a report.
@@ -166,15 +185,16 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
     with (folder / "errors.txt").open("wb") as errors:
         child = subprocess.Popen([sys.executable, "-m", "pse_sdk.training", str(folder)], stdout=subprocess.PIPE,
                                  stderr=errors, stdin=subprocess.DEVNULL, env=environment)
-    overtime = threading.Event()
+    ended, overtime, seconds_rested = threading.Event(), threading.Event(), 0.0
 
-    def stop() -> None:
-        overtime.set()
-        child.kill()
+    def watch() -> None:
+        while not ended.wait(1.0):
+            if time.time() > deadline + seconds_rested + OVERTIME_SECONDS:
+                overtime.set()
+                child.kill()
 
-    watchdog = threading.Timer(max(1.0, deadline - time.time()) + OVERTIME_SECONDS, stop)
-    watchdog.daemon = True
-    watchdog.start()
+    threading.Thread(target=watch, daemon=True).start()
+    rest, asked = folder / REST, time.time()
     refused = ""
     try:
         assert child.stdout is not None
@@ -182,11 +202,18 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
             message = json.loads(line)
             if "error" in message:
                 refused = message["error"]
+                continue
+            _tell(on_progress, Progress(**message))
+            if message["stage"] == "rest":
+                seconds_rested += time.time() - asked
+            asked = time.time()
+            if paused is not None and paused():
+                rest.touch()
             else:
-                _tell(on_progress, Progress(**message))
+                rest.unlink(missing_ok=True)
         child.wait()
     finally:        # also when the caller's own function raised, or the user pressed Ctrl-C
-        watchdog.cancel()
+        ended.set()
         child.kill()
         child.wait()
         if child.stdout is not None:

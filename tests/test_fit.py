@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pse_sdk.config import STFT
-from pse_sdk.training.fit import FitConfig, contrast_loss, fit, items_loss
+from pse_sdk.training import fit as fit_module
+from pse_sdk.training.fit import Checkpoint, FitConfig, contrast_loss, fit, items_loss
 from pse_sdk.training.network import build_network
 from pse_sdk.training.pseudo_mixtures import Contrasts, Items, Method
 from pse_sdk.training.specialist import interpolate
@@ -24,6 +25,12 @@ class Tones:
         target = torch.sin(2 * torch.pi * pitch * time_axis)
         mixture = target + torch.randn(n, 40 * 256, generator=self.generator)
         return Items(mixture, target, torch.ones(n, 40))
+
+    def state(self):
+        return self.generator.get_state()
+
+    def set_state(self, state):
+        self.generator.set_state(state)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +81,77 @@ def test_a_budget_without_a_number_of_steps_is_kept(start, held_out_loss):
     # a machine that stalls for a whole step and a validation may be late by those, not by more
     assert time.monotonic() - began < 6.0
     assert fitted.n_steps >= 1
+
+
+def test_the_time_that_is_planned_for_is_used():
+    """On a clock by which a step takes a second and a validation half of one."""
+    clock = [0.0]
+
+    class TimedTones(Tones):
+        def draw(self, n):
+            clock[0] += 1.0
+            return super().draw(n)
+
+    def score(network):
+        clock[0] += 0.5
+        return clock[0]
+
+    torch.manual_seed(0)
+    fitted = fit(build_network("tiny"), TimedTones(), score, seconds=200, config=FitConfig(batch=1, validations=10),
+                 now=lambda: clock[0])
+    assert 190 <= clock[0] <= 201
+    assert fitted.seconds == clock[0]
+    again = fit(build_network("tiny"), Tones(), score, seconds=1e9, steps=fitted.n_steps,
+                config=FitConfig(batch=1, validations=10))
+    assert [step for step, _ in again.curve] == [step for step, _ in fitted.curve]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [40, None])
+@pytest.mark.parametrize("last_step", [3, 25])
+def test_what_was_killed_goes_on_from_its_checkpoint_as_if_it_had_not_been(start, held_out_loss, tmp_path, steps,
+                                                                          last_step, monkeypatch):
+    monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0.5)
+    checkpoint = Checkpoint(tmp_path / "me.checkpoint", "key")
+    clock = [0.0]
+
+    def on_step(done, left):
+        clock[0] += 1.0
+        if clock[0] == last_step:
+            raise Killed
+
+    def run(on_step, checkpoint):
+        clock[0] = 0.0
+        return fit(start, Tones(), held_out_loss, seconds=40, steps=steps, now=lambda: clock[0], on_step=on_step,
+                   config=FitConfig(batch=2, fewest_steps=1, validations=4), checkpoint=checkpoint)
+
+    def tick(done, left):
+        clock[0] += 1.0
+
+    whole = run(tick, None)
+    with pytest.raises(Killed):
+        run(on_step, checkpoint)
+    other = run(tick, Checkpoint(checkpoint.path, "another"))
+    with pytest.raises(Killed):
+        run(on_step, checkpoint)
+    resumed = run(tick, checkpoint)
+    assert resumed.n_steps == whole.n_steps == other.n_steps
+    assert resumed.curve == whole.curve
+    assert all(torch.equal(a, b) for a, b in
+               zip(resumed.network.parameters(), whole.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_damaged_or_impossible_checkpoint_costs_nothing_but_itself(start, held_out_loss, tmp_path, content):
+    path = tmp_path / "me.checkpoint" if content is not None else tmp_path / "nowhere" / "me.checkpoint"
+    if content is not None:
+        path.write_bytes(content)
+    fitted = fit(start, Tones(), held_out_loss, seconds=60, steps=4, config=FitConfig(batch=2),
+                 checkpoint=Checkpoint(path, "key"))
+    assert fitted.n_steps == 4
 
 
 def test_interpolation_ends_at_its_ends(start):

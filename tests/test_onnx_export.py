@@ -6,6 +6,7 @@ import pytest
 
 from pse_sdk.batch import ANY_NUMBER, DATA_BATCH, with_any_batch
 from pse_sdk.config import SIZES, STFT
+from pse_sdk.empty_model import empty_model
 from pse_sdk.errors import ModelFileError
 from pse_sdk.model_format import ModelInfo, seal
 from pse_sdk.onnx_denoiser import OnnxDenoiser, join_states, session_options, slice_state
@@ -13,6 +14,7 @@ from pse_sdk.onnx_denoiser import OnnxDenoiser, join_states, session_options, sl
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from pse_sdk.training import onnx_export  # noqa: E402
+from pse_sdk.training.graph import network_of  # noqa: E402
 from pse_sdk.training.losses import spectrogram, waveform  # noqa: E402
 from pse_sdk.training.network import Denoiser, NetworkConfig, build_network  # noqa: E402
 from pse_sdk.training.nodes import Nodes  # noqa: E402
@@ -296,3 +298,21 @@ def test_a_model_file_may_name_its_states_as_it_likes():
     enhanced, state = denoiser.step(np.outer([1.0, 2.0, 3.0], ones).astype(np.float32), denoiser.initial_state(3))
     np.testing.assert_array_equal(state["state_last"][:, 0], [1.0, 2.0, 3.0])
     np.testing.assert_array_equal(state["state_count"], np.ones((3, 1)))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_a_model_file_gives_its_network_back(size, few_steps):
+    torch.manual_seed(3)
+    network = build_network(size).eval()
+    sealed = onnx_export.export_model(network, ModelInfo(size, 0, 0, 0, 0, 0))
+    expected, found = onnx_export.round_weights(network).state_dict(), network_of(sealed, size).state_dict()
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", ["small", "tiny"])
+def test_what_holds_another_network_is_refused(size, tiny_model):
+    sealed = tiny_model.read_bytes() if size == "small" else empty_model()
+    with pytest.raises(ModelFileError, match="start from"):
+        network_of(sealed, size)

@@ -279,3 +279,78 @@ def test_recordings_do_not_stay_behind_when_the_application_is_killed(tmp_path, 
             return
         time.sleep(0.05)
     pytest.fail(f"left behind: {[path.name for path in temporary_files.iterdir()]}")
+
+
+@needs_models
+def test_while_it_is_paused_training_rests_and_the_clock_stands_still(reader_recordings):
+    seen = []
+    rested_from = []
+
+    def paused():
+        if seen and seen[-1].stage == "train" and not rested_from:
+            rested_from.append(time.monotonic())
+        return bool(rested_from) and time.monotonic() - rested_from[0] < 6
+
+    began = time.monotonic()
+    mine = Enhancer.personalize(reader_recordings, size="tiny", budget_seconds=25, threads=1, paused=paused,
+                                on_progress=lambda progress: seen.append(progress))
+    rests = [progress.seconds_left for progress in seen if progress.stage == "rest"]
+    assert len(rests) > 10
+    assert max(rests) - min(rests) < 0.5
+    assert 28 < time.monotonic() - began < 40
+    assert mine.report.n_steps > 20
+
+
+@needs_models
+def test_a_killed_personalization_goes_on_from_its_checkpoint(reader_recordings, tmp_path):
+    checkpoint, settings = tmp_path / "me.checkpoint", {"size": "tiny", "steps": 150, "threads": 1}
+    shares: list[float] = []
+
+    def run(until, **more):
+        shares.clear()
+
+        def on_progress(progress):
+            if progress.stage == "train":
+                shares.append(progress.done)
+                return progress.done < until
+            return True
+        return Enhancer.personalize(reader_recordings, budget_seconds=240, on_progress=on_progress, **settings, **more)
+
+    expected = run(2.0)
+    with pytest.raises(PersonalizationCancelled):
+        run(0.75, checkpoint=checkpoint)
+    assert checkpoint.exists()
+    mine = run(2.0, checkpoint=checkpoint)
+    assert shares[0] > 0.2
+    assert not checkpoint.exists()
+    assert [check.value for check in mine.report.checks] == [check.value for check in expected.report.checks]
+
+
+@needs_models
+def test_a_specialist_goes_on_from_itself_and_stays_where_nothing_better_is_found(reader_recordings, hum, tmp_path):
+    first = Enhancer.personalize(reader_recordings[:1], size="tiny", budget_seconds=60, steps=60, threads=1)
+    first.save(tmp_path / "me.onnx")
+    second = Enhancer.personalize(reader_recordings[1:], start=tmp_path / "me.onnx", budget_seconds=60, steps=60,
+                                  threads=1)
+    if second.report.accepted:
+        assert second.info.generalist == first.digest and second.info.size == "tiny"
+    else:
+        assert second.digest == first.digest
+    kept = Enhancer.personalize([hum], start=first, budget_seconds=30)
+    assert kept.report.status == "insufficient_data" and kept.digest == first.digest
+    assert "The specialist it went on from stays in use." in kept.report.summary
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"start": 3}, "start"), ({"paused": True}, "paused"), ({"checkpoint": 3}, "checkpoint"),
+    ({"checkpoint": "/"}, "checkpoint"), ({"checkpoint": "nowhere/at/all"}, "checkpoint"),
+])
+def test_what_training_cannot_start_from_is_refused_early(hum, settings, words):
+    with pytest.raises(SettingsError, match=words):
+        Enhancer.personalize([hum], **settings)
+
+
+@needs_models
+def test_a_start_of_another_size_is_refused(hum):
+    with pytest.raises(SettingsError, match="size"):
+        Enhancer.personalize([hum], size="small", start=Enhancer(size="tiny"))

@@ -2,6 +2,7 @@
 
 The folder holds `job.json` and samples as `.npy`; `model.onnx` (if the specialist was accepted) and then `report.json`
 appear there, each whole or not at all. Progress goes to standard output, a JSON object a line. Killing it is safe.
+While there is a file `rest` in the folder, training rests and its clock stands still.
 """
 
 import json
@@ -13,6 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+SAY_SECONDS = 0.2
 
 
 def _end_with_parent(folder: Path, parent: int) -> None:
@@ -36,6 +39,7 @@ def main() -> int:
     import torch
 
     from ..errors import PseError
+    from ..job import REST
     from ..model_format import write_whole
     from .specialist import Job, personalize
     torch.set_num_threads(settings["threads"])
@@ -44,25 +48,36 @@ def main() -> int:
     def samples(kind: str) -> list[np.ndarray]:
         return [np.load(path, allow_pickle=False) for path in sorted(folder.glob(f"{kind}-*.npy"))]
 
+    start = folder / "start.onnx"
+    job = Job(recordings=samples("recording"), clean=samples("clean"), noise=samples("noise"),
+              start=start.read_bytes() if start.exists() else None,
+              others=settings["others"], voices=samples("voice"), estimates=samples("estimate"),
+              method=settings["method"], size=settings["size"], deadline=settings["deadline"],
+              budget_seconds=settings["budget_seconds"], seed=settings["seed"], steps=settings["steps"],
+              checkpoint=None if settings["checkpoint"] is None else Path(settings["checkpoint"]),
+              notes=tuple(settings["notes"]))
     last = [0.0]
 
-    def progress(stage: str, done: float, seconds_left: float, message: str) -> None:
-        if time.monotonic() - last[0] > 0.2 or stage != "train":
-            last[0] = time.monotonic()
-            try:
-                print(json.dumps({"stage": stage, "done": done, "seconds_left": max(0.0, seconds_left),
-                                  "message": message}), flush=True)
-            except BrokenPipeError:
-                _abandon(folder)
+    def say(stage: str, done: float, message: str) -> None:
+        last[0] = time.monotonic()
+        try:
+            print(json.dumps({"stage": stage, "done": done, "seconds_left": max(0.0, job.seconds_left()),
+                              "message": message}), flush=True)
+        except BrokenPipeError:
+            _abandon(folder)
+
+    def progress(stage: str, done: float, _: float, message: str) -> None:
+        began = time.time()
+        while (folder / REST).exists():
+            say("rest", done, "resting")
+            time.sleep(SAY_SECONDS)
+            job.clock.seconds_rested += time.time() - began
+            began = time.time()
+        if time.monotonic() - last[0] > SAY_SECONDS or stage != "train":
+            say(stage, done, message)
 
     try:
-        model, report = personalize(
-            Job(recordings=samples("recording"), clean=samples("clean"), noise=samples("noise"),
-                others=settings["others"], voices=samples("voice"),
-                estimates=samples("estimate"),
-                method=settings["method"], size=settings["size"], deadline=settings["deadline"],
-                budget_seconds=settings["budget_seconds"], seed=settings["seed"], steps=settings["steps"],
-                notes=tuple(settings["notes"])), progress)
+        model, report = personalize(job, progress)
     except PseError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 2

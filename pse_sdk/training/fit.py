@@ -4,7 +4,9 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,9 +16,11 @@ from .network import Denoiser
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
 
 SNR_WEIGHT = 0.2
+MOST_BAD_STEPS = 3
 CONTRAST_WEIGHTS = {"corrected": (0.05, 0.02), "published": (1.0, 1.0)}     # alike, different; in dB beside the SNR
 CONTRAST_PAIRS = 8
-UNTIMED_STEPS, TIMED_STEPS = 3, 8     # before the plan is made: caches warm up, then the clock counts
+PLAN_SHARE = 0.25       # of the time, after which it is clear how many steps fit; until then the rate stays at its peak
+CHECKPOINT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,14 @@ class Fit:
     n_steps: int
     seconds: float
     curve: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file for the state of training. `key` says what is trained: another key's file counts as none."""
+
+    path: Path
+    key: str
 
 
 def items_loss(network: Denoiser, items: Items) -> Tensor:
@@ -88,67 +100,144 @@ def fit(
     steps: int | None = None,
     config: FitConfig = FitConfig(),
     on_step: Callable[[float, float], None] = lambda done, seconds_left: None,
+    now: Callable[[], float] = time.monotonic,
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Train a copy of `start`.
 
-    A few steps are timed first; as many as fit into `seconds` are then planned, and the rate follows that plan (a
-    cosine to a twentieth), so that the same number of steps gives the same weights. A machine that gets slower on the
-    way stops early with the averaged weights.
+    After a quarter of `seconds` the number of steps is planned, and the rate follows that plan (a cosine to a
+    twentieth), so that the same number of steps gives the same weights. A machine that gets slower on the way stops
+    early with the averaged weights.
 
     Args:
         validate: a score of a network, higher is better; `start` itself is the first candidate.
         steps: this many instead of as many as fit, to repeat an earlier run. `seconds` still binds.
         on_step: called with the share done and the seconds left.
+        now: a clock in seconds; `seconds` are its.
+        checkpoint: where the state of training is kept every few seconds, and read from if there is one.
     """
-    began = time.monotonic()
-    network = copy.deepcopy(start).train()
-    average = copy.deepcopy(start)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.peak_rate)
-    best, best_score = copy.deepcopy(start), validate(start)
-    validation_seconds = time.monotonic() - began
-    curve = [(0, best_score)]
+    began = now()
+    run = _Run.begin(start, config, steps or 0, validate)
+    validation_seconds = now() - began
+    seconds -= validation_seconds
+    if checkpoint is not None:
+        run.load(checkpoint, mixtures)
+    trained_before, began, saved = run.seconds, now(), now()
+    seconds_to_train = seconds - validation_seconds * config.validations
     contrast = mixtures.method.contrast
-    n_steps, step, bad, timed_from = steps or 0, 0, 0, 0.0
-    while not n_steps or step < n_steps:
-        left = seconds - (time.monotonic() - began)
+    while not run.n_steps or run.step < run.n_steps:
+        elapsed = now() - began
+        run.seconds, left = trained_before + elapsed, seconds - elapsed
         if left <= 0:
             break
-        if step == UNTIMED_STEPS:
-            timed_from = time.monotonic()
-        if not n_steps and step == UNTIMED_STEPS + TIMED_STEPS:
-            step_seconds = (time.monotonic() - timed_from) / TIMED_STEPS
-            n_steps = step + int((left - validation_seconds * config.validations) / step_seconds)
-            n_steps = min(config.most_steps, max(config.fewest_steps, n_steps))
-        done = step / n_steps if n_steps else 0.0
+        if not run.n_steps and (run.seconds >= PLAN_SHARE * seconds_to_train
+                                or run.step >= PLAN_SHARE * config.most_steps):
+            run.n_steps = min(config.most_steps, max(config.fewest_steps, round(run.step / PLAN_SHARE)))
+        done = run.step / run.n_steps if run.n_steps else 0.0
         on_step(max(done, 1 - left / seconds), left)
-        rate = config.peak_rate * min(1.0, (step + 1) / config.warm_up)
-        rate *= 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = items_loss(network, mixtures.draw(config.batch))
+        loss = items_loss(run.network, mixtures.draw(config.batch))
         if contrast:
-            loss = loss + contrast_loss(network, mixtures.draw_contrasts(CONTRAST_PAIRS), contrast)
-        optimizer.zero_grad(set_to_none=True)
+            loss = loss + contrast_loss(run.network, mixtures.draw_contrasts(CONTRAST_PAIRS), contrast)
+        if not run.learn(loss, learning_rate(run.step, done, config)):
+            break
+        if run.step == run.n_steps or (run.step > PLAN_SHARE * run.n_steps > 0
+                                       and run.step % max(1, run.n_steps // config.validations) == 0):
+            run.consider(validate)
+        if checkpoint is not None and now() - saved > CHECKPOINT_SECONDS:
+            saved = now()
+            run.seconds = trained_before + saved - began
+            run.save(checkpoint, mixtures)
+    if run.curve[-1][0] != run.step:
+        run.consider(validate)
+    trained = trained_before + validation_seconds + now() - began
+    return Fit(run.best.eval(), run.best_score, run.step, trained, tuple(run.curve))
+
+
+def learning_rate(step: int, done: float, config: FitConfig) -> float:
+    """Of a step at the share `done` of the plan: a warm-up, a plateau while there is no plan yet, a cosine."""
+    falling = max(0.0, (done - PLAN_SHARE) / (1 - PLAN_SHARE))
+    return (config.peak_rate * min(1.0, (step + 1) / config.warm_up)
+            * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * falling))))
+
+
+@dataclass
+class _Run:
+    """Everything that changes while training."""
+
+    config: FitConfig
+    network: Denoiser
+    average: Denoiser
+    best: Denoiser
+    best_score: float
+    optimizer: torch.optim.Optimizer
+    curve: list[tuple[int, float]]
+    n_steps: int        # that are planned; 0 before there is a plan
+    step: int = 0
+    n_bad: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(cls, start: Denoiser, config: FitConfig, n_steps: int, validate: Callable[[Denoiser], float]) -> "_Run":
+        network = copy.deepcopy(start).train()
+        score = validate(start)
+        return cls(config, network, copy.deepcopy(start), copy.deepcopy(start), score,
+                   torch.optim.Adam(network.parameters(), lr=config.peak_rate), [(0, score)], n_steps)
+
+    def learn(self, loss: Tensor, rate: float) -> bool:
+        """One step; False where the loss is broken beyond repair."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
         if bool(torch.isfinite(norm)):
-            optimizer.step()
+            self.optimizer.step()
         else:
-            bad += 1
-            if bad > 3:
-                break
+            self.n_bad += 1
+            if self.n_bad > MOST_BAD_STEPS:
+                return False
         with torch.no_grad():
-            decay = min(config.average_decay, (step + 1) / (step + 10))
-            for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+            decay = min(self.config.average_decay, (self.step + 1) / (self.step + 10))
+            for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
-        step += 1
-        if n_steps and step % max(1, n_steps // config.validations) == 0 or step == n_steps:
-            score = validate(average)
-            curve.append((step, score))
-            if score > best_score:
-                best, best_score = copy.deepcopy(average), score
-    if curve[-1][0] != step:
-        curve.append((step, validate(average)))
-        if curve[-1][1] > best_score:
-            best, best_score = copy.deepcopy(average), curve[-1][1]
-    return Fit(best.eval(), best_score, step, time.monotonic() - began, tuple(curve))
+        self.step += 1
+        return True
+
+    def consider(self, validate: Callable[[Denoiser], float]) -> None:
+        """Keep the averaged weights if they are the best so far."""
+        score = validate(self.average)
+        self.curve.append((self.step, score))
+        if score > self.best_score:
+            self.best, self.best_score = copy.deepcopy(self.average), score
+
+    def save(self, checkpoint: Checkpoint, mixtures: PseudoMixtures) -> None:
+        """Whole or not at all. A disk that is full costs the checkpoint, not the training."""
+        state = {"key": checkpoint.key, "mixtures": mixtures.state(), "optimizer": self.optimizer.state_dict(),
+                 **{name: getattr(self, name).state_dict() for name in _WEIGHTS},
+                 **{name: getattr(self, name) for name in _NUMBERS}}
+        partial = checkpoint.path.with_name(f".{checkpoint.path.name}.partial")
+        try:
+            torch.save(state, partial)
+            partial.replace(checkpoint.path)
+        except (OSError, RuntimeError):
+            with suppress(OSError):
+                partial.unlink()
+
+    def load(self, checkpoint: Checkpoint, mixtures: PseudoMixtures) -> None:
+        """Go on where the checkpoint was saved, if it is there, whole, and of this training."""
+        try:
+            state = torch.load(checkpoint.path, weights_only=True)
+            if state["key"] != checkpoint.key:
+                return
+        except Exception:       # torch has no common class for what a damaged file leads to
+            return
+        for name in _WEIGHTS:
+            getattr(self, name).load_state_dict(state[name])
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        mixtures.set_state(state["mixtures"])
+
+
+_WEIGHTS = ("network", "average", "best")
+_NUMBERS = ("best_score", "curve", "n_steps", "step", "n_bad", "seconds")

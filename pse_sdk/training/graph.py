@@ -14,10 +14,12 @@ Widths, layers and taps are the network's. `onnx_export` refuses a graph that do
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor
 
 from ..batch import DATA_BATCH
 from ..config import STFT
+from ..errors import ModelFileError
 from .dft import BIN_AT, BLOCK, N_BLOCKS, N_FOLDED, SHARE, FoldedDft, n_low_blocks
 from .network import (
     FEATURE_FLOOR,
@@ -27,6 +29,7 @@ from .network import (
     LEVEL_FLOOR,
     NO_WEIGHT,
     Denoiser,
+    build_network,
 )
 from .nodes import Nodes
 
@@ -40,6 +43,41 @@ def hop_model(network: Denoiser, *, half: bool = True) -> onnx.ModelProto:
         half: keep weights as float16, in half the space; they are what `round_weights` makes of them.
     """
     return _HopGraph(network, half).model()
+
+
+def network_of(model: bytes, size: str) -> Denoiser:
+    """The network whose `hop_model` a model file is: what was multiplied into the weights is taken out again.
+
+    Raises:
+        ModelFileError: the file holds something else.
+    """
+    graph = onnx.load_from_string(model).graph
+    values = {constant.name: onnx.numpy_helper.to_array(constant).astype(np.float64) for constant in graph.initializer}
+    values |= {node.output[0]: values[node.input[0]] for node in graph.node if node.op_type == "Cast"}
+    layers = [[values[name][0] for name in node.input[1:4]] for node in graph.node if node.op_type == "GRU"]
+    heads = [[values[name] for name in node.input[1:]] for node in graph.node
+             if node.op_type == "Gemm" and any(attribute.name == "transB" for attribute in node.attribute)]
+    network = build_network(size)
+    config = network.config
+    found: dict[str, np.ndarray] = {}
+    try:
+        scale, offset = FEATURE_SCALE, FEATURE_OFFSET
+        for i, (w, r, b) in enumerate(layers):
+            inputs, (bias, hidden_bias) = w / scale, np.split(b, 2)
+            arrays = {"weight_ih_l0": inputs, "weight_hh_l0": r, "bias_ih_l0": bias - offset * inputs.sum(1),
+                      "bias_hh_l0": hidden_bias}
+            found |= {f"layers.{i}.{name}": _gates(array) for name, array in arrays.items()}
+            scale, offset = 1.0, 0.0
+        (found["gain_head.weight"], found["gain_head.bias"]), (taps, taps_bias) = heads
+        place = [list(BIN_AT).index(i) for i in range(config.n_filter_bins)]
+        n_rows = 2 * config.n_taps
+        found["filter_head.weight"] = taps.reshape(n_rows, -1, config.hidden)[:, place].reshape(-1, config.hidden)
+        found["filter_head.bias"] = taps_bias.reshape(n_rows, -1)[:, place].ravel()
+        network.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in found.items()})
+    except (ValueError, RuntimeError) as error:
+        raise ModelFileError(f"the model holds no network of size {size} ({str(error).splitlines()[0]}); start from a "
+                             "generalist or from a specialist of this version") from error
+    return network.eval()
 
 
 class _HopGraph:
@@ -113,7 +151,7 @@ class _HopGraph:
         """The next hidden state [1, B, H] of every layer."""
         states, scale, offset = [], FEATURE_SCALE, FEATURE_OFFSET
         for layer, state in zip(self.network.layers, hidden, strict=True):
-            value = {name: _gates(parameter) for name, parameter in layer.named_parameters()}
+            value = {name: _gates(_array(parameter)) for name, parameter in layer.named_parameters()}
             bias = value["bias_ih_l0"] + offset * value["weight_ih_l0"].sum(1)
             weights = [self.weights(scale * value["weight_ih_l0"][None]), self.weights(value["weight_hh_l0"][None]),
                        self.nodes.constant(np.concatenate([bias, value["bias_hh_l0"]])[None])]
@@ -150,10 +188,10 @@ class _HopGraph:
         return self.nodes("Gemm", value, self.weights(weight), self.nodes.constant(bias), transB=1)
 
 
-def _gates(parameter: Tensor) -> np.ndarray:
-    """torch has the gates of a GRU in the order reset, update, new; ONNX update, reset, new."""
-    reset, update, new = np.split(_array(parameter), 3)
-    return np.concatenate([update, reset, new])
+def _gates(array: np.ndarray) -> np.ndarray:
+    """torch has the gates of a GRU in the order reset, update, new; ONNX update, reset, new. From one to the other."""
+    first, second, new = np.split(array, 3)
+    return np.concatenate([second, first, new])
 
 
 def _array(parameter: Tensor) -> np.ndarray:

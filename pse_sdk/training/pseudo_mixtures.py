@@ -149,6 +149,13 @@ class PseudoMixtures:
     def n_segments(self) -> int:
         return len(self._starts)
 
+    def state(self) -> Tensor:
+        """Of the random numbers: after `set_state` the same items are drawn as after `state`."""
+        return self._generator.get_state()
+
+    def set_state(self, state: Tensor) -> None:
+        self._generator.set_state(state)
+
     def draw(self, n: int) -> Items:
         generator = self._generator
         pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)

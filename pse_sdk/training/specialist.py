@@ -2,9 +2,11 @@
 
 import copy
 import datetime
+import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,14 @@ import torch
 from ..config import STFT
 from ..enhancer import Enhancer, generalist
 from ..errors import PseError
-from ..model_format import ModelInfo
+from ..model_format import ModelInfo, digest_of
 from ..noise import foreign_noise, synthetic_voice
 from ..purification import FramePredictor
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Report
 from ..segments import Stretch, harvest_pauses, split
 from .corpus import Bank
-from .fit import fit
+from .fit import Checkpoint, fit
+from .graph import network_of
 from .guard import HeldOut, Score, held_out, judge
 from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
@@ -41,6 +44,16 @@ Progress = Callable[[str, float, float, str], None]
 """Stage, share done, seconds left, message."""
 
 
+@dataclass
+class WorkClock:
+    """The time, less that in which the training rested."""
+
+    seconds_rested: float = 0.0
+
+    def now(self) -> float:
+        return time.time() - self.seconds_rested
+
+
 @dataclass(frozen=True)
 class Job:
     """What is asked for. Shape: recordings, noise, clean speech and voices are mono samples [T] at the model's rate."""
@@ -48,23 +61,40 @@ class Job:
     recordings: Sequence[np.ndarray]
     method: str = "auto"
     size: str = "small"
-    deadline: float = 0.0           # on the clock of time.time()
+    deadline: float = 0.0           # on the job's clock
     budget_seconds: float = 180.0
     seed: int = 0
     steps: int | None = None
+    start: bytes | None = None      # the model file of a specialist to go on from, instead of the generalist
     noise: Sequence[np.ndarray] = ()
     clean: Sequence[np.ndarray] = ()
     others: str = "keep"            # or "remove": what other people say counts as noise
     voices: Sequence[np.ndarray] = ()       # of other people
     estimates: Sequence[np.ndarray] = ()    # of another teacher, of the speech in each recording; or none
     notes: tuple[str, ...] = ()
+    clock: WorkClock = field(default_factory=WorkClock)
+    checkpoint: Path | None = None
 
     @property
     def method_name(self) -> str:
         return AUTO if self.method == "auto" else self.method
 
+    @property
+    def before(self) -> str:
+        """What was in use before, in words."""
+        return f"the {self.size} generalist" if self.start is None else "the specialist it went on from"
+
     def seconds_left(self) -> float:
-        return self.deadline - time.time()
+        return self.deadline - self.clock.now()
+
+    def key(self, start: Denoiser) -> str:
+        """Tells a training from one of other sounds, settings or weights."""
+        seen = hashlib.sha256(repr((self.method_name, self.size, self.seed, self.steps, self.others)).encode())
+        kinds = (self.recordings, self.clean, self.noise, self.voices, self.estimates)
+        for array in [clip for clips in kinds for clip in clips] + [value.numpy() for value in
+                                                                    start.state_dict().values()]:
+            seen.update(np.ascontiguousarray(array).tobytes())
+        return seen.hexdigest()
 
 
 def load_generalist(size: str) -> Denoiser:
@@ -102,12 +132,12 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     model = None
     try:
         material = prepare(job, facts, progress)
-        start = load_generalist(job.size)
+        start = load_generalist(job.size) if job.start is None else network_of(job.start, job.size)
         candidate = train(job, material, start, facts, progress)
         progress("export", 0.97, job.seconds_left(), "writing the model")
         model = _export(job, candidate, facts)
         verdict = {"status": ACCEPTED, "advice": _advice(facts),
-                   "summary": f"The specialist is {facts['gain_db']:.1f} dB better than the {job.size} generalist on "
+                   "summary": f"The specialist is {facts['gain_db']:.1f} dB better than {job.before} on "
                               "held-out parts of the recordings, and is in use."}
         progress("done", 1.0, 0.0, "done")
     except NoSpecialist as reason:
@@ -142,7 +172,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     if speech_seconds < LEAST_SPEECH_SECONDS:
         raise NoSpecialist(
             INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings; "
-            f"at least {LEAST_SPEECH_SECONDS:.0f} s are needed. The {job.size} generalist stays in use.",
+            f"at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in use.",
             ["record a few minutes of speaking where you usually speak"])
 
     parts = split(stretches)
@@ -177,7 +207,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         raise NoSpecialist(
             INSUFFICIENT_DATA, "The recordings are too short or too broken up to train on one part and to judge on "
-            f"another. The {job.size} generalist stays in use.", ["record stretches of half a minute or more"])
+            f"another. {job.before.capitalize()} stays in use.", ["record stretches of half a minute or more"])
     return Material(mixtures, judged["validation"], judged["guard"])
 
 
@@ -198,13 +228,15 @@ def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
         progress("train", 0.1 + 0.8 * min(done, 1.0), job.seconds_left(), "training")
 
     first = build_network(job.size) if method.random_start else start
-    fitted = fit(first, material.mixtures, score, seconds=seconds, steps=job.steps, on_step=on_step)
+    checkpoint = None if job.checkpoint is None else Checkpoint(job.checkpoint, job.key(first))
+    fitted = fit(first, material.mixtures, score, seconds=seconds, steps=job.steps, on_step=on_step,
+                 now=job.clock.now, checkpoint=checkpoint)
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
     if fitted.score <= fitted.curve[0][1]:
-        raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than the {job.size} "
-                                 "generalist, which stays in use.", ["give a larger budget_seconds", *_advice(facts)])
+        raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than {job.before}, which "
+                                 "stays in use.", ["give a larger budget_seconds", *_advice(facts)])
 
-    progress("judge", 0.92, job.seconds_left(), "comparing with the generalist on held-out parts")
+    progress("judge", 0.92, job.seconds_left(), "comparing on held-out parts")
     mixes = (1.0,) if method.random_start else MIXES      # between unrelated networks lies nothing of use
     mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
     mix = max(mixed, key=lambda mix: score(mixed[mix]))
@@ -219,7 +251,7 @@ def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
     if not all(check.passed for check in checks):
         failed = "; ".join(check.meaning for check in checks if not check.passed)
         raise NoSpecialist(KEPT, f"No sure gain on held-out parts of the recordings (failed: {failed}). "
-                                 f"The {job.size} generalist stays in use.", _advice(facts))
+                                 f"{job.before.capitalize()} stays in use.", _advice(facts))
     return candidate
 
 
@@ -228,15 +260,16 @@ def _export(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
     try:
         return export_model(network, ModelInfo(
             job.size, 0, 0, 0, 0, 0, method=job.method_name, seconds_of_audio=facts["seconds_recorded"], seed=job.seed,
-            created=datetime.date.today().isoformat(), generalist=Enhancer(size=job.size).digest, scores=scores))
+            created=datetime.date.today().isoformat(), scores=scores,
+            generalist=Enhancer(size=job.size).digest if job.start is None else digest_of(job.start)))
     except PseError as error:
-        raise NoSpecialist(KEPT, f"The trained model could not be exported ({error}). The generalist stays in use."
-                           ) from error
+        raise NoSpecialist(KEPT, f"The trained model could not be exported ({error}). {job.before.capitalize()} stays "
+                                 "in use.") from error
 
 
 def _out_of_time(job: Job) -> NoSpecialist:
     return NoSpecialist(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
-                              f"The {job.size} generalist stays in use.",
+                              f"{job.before.capitalize()} stays in use.",
                         ["give a larger budget_seconds, or fewer hours of recordings"])
 
 
