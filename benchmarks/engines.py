@@ -6,6 +6,7 @@ that dies takes no other with it.
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
@@ -16,6 +17,7 @@ from pse_sdk.errors import MissingDependencyError, SettingsError
 
 Task = TypeVar("Task")
 SECONDS_TO_END = 10.0       # for interrupted tasks on a cluster
+SECONDS_TO_CONNECT = 5.0
 
 
 def on_this_machine(function: Callable[[Task], object], tasks: Sequence[Task], n_jobs: int
@@ -61,6 +63,8 @@ def on_ray(function: Callable[[Task], object], tasks: Sequence[Task], n_jobs: in
         if error.name != "ray":
             raise
         raise MissingDependencyError("running on a cluster needs ray: pip install 'pse_sdk[study]'") from error
+    if address:
+        _check_reachable(address)
     here = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
     started: dict[str, object] = {} if address else {"num_cpus": n_jobs * threads, "include_dashboard": False}
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -91,6 +95,18 @@ def on_ray(function: Callable[[Task], object], tasks: Sequence[Task], n_jobs: in
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=SECONDS_TO_END)
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would wait for minutes. "auto" and the like are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise SettingsError(f"no Ray cluster at {address}: {error}; give HOST:PORT of its head, as `ray start` printed "
+                            "it") from error
 
 
 def end_when_told() -> None:

@@ -15,7 +15,7 @@ import soundfile
 
 from pse_sdk.empty_model import empty_model
 from pse_sdk.enhancer import Enhancer
-from pse_sdk.errors import MissingDependencyError, PersonalizationError
+from pse_sdk.errors import MissingDependencyError, PersonalizationError, SettingsError
 from pse_sdk.report import ACCEPTED, Report
 
 RATE = 16_000
@@ -247,3 +247,11 @@ def test_on_ray_a_task_that_dies_takes_no_other_with_it(engines, tmp_path):
     assert ended["one"] == ended["two"] == "" and ended["bad"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: see pse_sdk[study]")
+def test_a_cluster_that_is_not_there_is_said_at_once(engines):
+    began = time.monotonic()
+    with pytest.raises(SettingsError, match="no Ray cluster at 127.0.0.1:1:"):
+        list(engines.on_ray(print, [], 1, threads=1, address="127.0.0.1:1"))
+    assert time.monotonic() - began < 20
