@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--users", type=Path, required=True, help="folder of users")
     parser.add_argument("--only", nargs="+", help="names of users, else all")
     parser.add_argument("--size", nargs="+", choices=list(installed_generalists()), default=["tiny"])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["auto"])
+    parser.add_argument("--methods", nargs="+", default=["auto"],
+                        choices=[*METHODS, *(f"{method}:remove" for method in METHODS)],
+                        help="METHOD:remove trains with others='remove'")
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 2.0, 4.0], help="of recordings")
     parser.add_argument("--clean-seconds", nargs="+", type=float, default=[0.0], help="of clean speech, such as 0 3 10")
     parser.add_argument("--budget", type=float, default=120.0, help="seconds for each personalization")
@@ -217,7 +219,7 @@ def tasks_of(users: Sequence[Path], settings: Settings, sizes: Sequence[str], me
                               if 60 * m <= has and s <= has_clean):
                 key = digest(package, condition, tests, noisy, clean if condition.clean_seconds else "",
                              settings.budget_seconds, settings.threads, settings.seed, settings.steps)
-                name = f"{user.name}-{condition.size}-{condition.method}-{key}.json"
+                name = f"{user.name}-{condition.size}-{condition.method.replace(':', '-')}-{key}.json"
                 yield Task(user, condition, settings.work / "rows" / name)
 
 
@@ -249,8 +251,9 @@ def study(task: Task, settings: Settings) -> Row:
     """Personalize as the condition says, and score the specialist and its start."""
     condition, start = task.condition, Enhancer(size=task.condition.size)
     clean = first_seconds(task.user / "clean", condition.clean_seconds) or None
+    method, _, others = condition.method.partition(":")
     mine = Enhancer.personalize(first_minutes(task.user / condition.recordings, condition.minutes), clean=clean,
-                                method=condition.method, size=condition.size, seed=settings.seed,
+                                method=method, others=others or "keep", size=condition.size, seed=settings.seed,
                                 budget_seconds=settings.budget_seconds, threads=settings.threads,
                                 steps=settings.steps)
     report = mine.report

@@ -85,6 +85,13 @@ def tasks_of(study, users, settings, minutes=(0.05, 0.1), clean_seconds=(0.0,)):
 # What is asked for.
 
 
+@pytest.mark.parametrize("method, others", [("auto", "keep"), ("auto:remove", "remove")])
+def test_a_method_says_what_happens_to_other_voices(study, users, settings, method, others):
+    condition = study.Condition("tiny", method, "recordings", 0.1, 0.0)
+    study.study(study.Task(users / "ann", condition, users / "row.json"), settings)
+    assert (study.calls[-1]["method"], study.calls[-1]["others"]) == ("auto", others)
+
+
 def test_minutes_are_the_same_share_from_the_beginning_of_each_recording(study, users):
     whole = [soundfile.read(path, dtype="float32")[0] for path in sorted((users / "ann" / "recordings").iterdir())]
     cut = study.first_minutes(users / "ann" / "recordings", 0.05)
