@@ -54,6 +54,8 @@ def main() -> None:
     except PseError as error:
         parser.exit(2, f"{error}\n")
 
+    if quality and quality.missing(rows):
+        print(quality.missing(rows))
     comparison = Comparison(above, plan, rows, quality)
     page = f"# Latency\n\n{comparison.markdown()}"
     write_results(page, comparison.values(), args.out.with_suffix(".md"), args.out.with_suffix(".json"))

@@ -33,6 +33,8 @@ SETS = ("noise", "elsewhere", "talker", CLEAN_SET)
 
 
 def users_in(folder: Path, only: Sequence[str] | None) -> list[Path]:
+    if not folder.is_dir():
+        return []
     return sorted(path for path in folder.iterdir() if (path / "tests").is_dir() and (not only or path.name in only))
 
 

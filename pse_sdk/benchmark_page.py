@@ -33,7 +33,7 @@ def comparison_page(title: str, comparison: Comparison) -> str:
              "millions of multiply-accumulates a second":
                  {row.name: row.macs_per_second / 1e6 for row in rows if row.macs_per_second}}
     heights: dict[str, dict[str, tuple[float, float]]] = {}
-    if comparison.quality:
+    if comparison.quality and not comparison.quality.missing(rows):
         for metric, label in METRICS.items():
             scores = {row.name: comparison.quality.of(row).get(metric) for row in rows}
             heights[label] = {name: (score.value, score.half_width or 0.0) for name, score in scores.items() if score}

@@ -38,6 +38,13 @@ class Quality:
     digests: dict[str, str]
     n_parameters: dict[str, int]
 
+    def missing(self, rows: Sequence[LatencyRow]) -> str:
+        """What to say where none of the rows was scored; nothing else."""
+        if any(self.of(row) for row in rows):
+            return ""
+        return ("no scores are shown: those of --quality are of other models, or of other versions of these; score "
+                "these with benchmarks/personalization.py")
+
     def of(self, row: LatencyRow) -> dict[str, Score]:
         """The scores of the row's denoiser; none where another model of that name was scored."""
         digest, n_parameters = self.digests.get(row.name), self.n_parameters.get(row.name)

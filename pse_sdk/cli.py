@@ -294,6 +294,8 @@ def _benchmark(args: argparse.Namespace) -> int:
     above = environment()       # before measuring makes its own load
     rows = measure_latency(models, plan, lambda words: print(f"{words} ...", file=sys.stderr),
                            [(args.peers[0], name) for name in args.peers[1:]])
+    if quality and quality.missing(rows):
+        print(f"pse: {quality.missing(rows)}", file=sys.stderr)
     comparison = Comparison(above, plan, rows, quality)
     if args.html:
         args.html.write_text(comparison_page("Denoisers side by side", comparison), "utf-8")

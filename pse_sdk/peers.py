@@ -29,13 +29,15 @@ def make_peer(file: str | os.PathLike[str], name: str) -> Any:
         PseError: the file cannot be imported, or makes no such peer.
     """
     file = Path(file).resolve()
+    if not file.is_file():
+        raise PseError(f"{file}: there is no such file of peers; give a Python file, then names of peers in it")
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
     try:
         return importlib.import_module(file.stem).make(name)
     except Exception as error:      # whatever a stranger's file raises
         raise PseError(f"{file.name}: no peer {name!r} can be made here ({type(error).__name__}: {error}); "
-                       "install what it needs, or leave it out") from error
+                       "install what it needs, or leave it out (all words after --peers are names of peers)") from error
 
 
 def make_streaming_peer(file: str | os.PathLike[str], name: str) -> Any:

@@ -16,6 +16,7 @@ from .rate_converter import RateConverter
 from .top_gain import TopGain
 
 FADE_SECONDS = 0.01     # from enhanced to untouched sound; other changes of strength take their share of it
+LEAST_TIME = 1e-3       # seconds: no sound card asks for chunks that are shorter, so these cannot be late
 _BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
 
 Hops = tuple[np.ndarray, State]
@@ -33,7 +34,7 @@ class EnhancementStream:
 
     All that `process` and `flush` return, joined, has `delay_samples` more samples than went in: the stream's output
     lags its input by exactly that, for every rate and every chunking. NaN, Inf and what is too large to be sound are
-    replaced by zero and counted.
+    replaced by zero and counted. A call that is interrupted (Ctrl-C) leaves a stream that is reset.
 
     `strength`, `max_reduction_db` and `bypass` may be set at any time and from any thread, and fade without a click;
     `process` belongs to one thread at a time.
@@ -141,7 +142,11 @@ class EnhancementStream:
         """
         began = time.perf_counter()
         samples = self._checked(chunk)
-        out = self._finished(self._enhancing(samples))
+        try:
+            out = self._finished(self._enhancing(samples))
+        except BaseException:       # Ctrl-C: some of the sound is lost, and what follows would come at the wrong time
+            self.reset()
+            raise
         self._count_if_late(len(samples), began)
         return out
 
@@ -208,7 +213,7 @@ class EnhancementStream:
         return out[0] if mono else np.ascontiguousarray(out.T)
 
     def _count_if_late(self, n_samples: int, began: float) -> None:
-        if n_samples and time.perf_counter() - began > n_samples / self.sample_rate:
+        if n_samples and time.perf_counter() - began > max(n_samples / self.sample_rate, LEAST_TIME):
             self.n_late += 1
 
     def _finished(self, work: Enhancing) -> np.ndarray:
@@ -227,6 +232,8 @@ class EnhancementStream:
 
     def _advance(self, samples: np.ndarray) -> Enhancing:
         """Shape: [channels, T], as the result."""
+        if not self._n_in:      # nothing has been heard that a change could be heard against
+            self._wetness = self._wanted_wetness()
         self._n_in += samples.shape[1]
         if self._to_model is not None:
             self._dry = np.concatenate([self._dry, samples], axis=1)

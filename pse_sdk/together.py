@@ -32,6 +32,8 @@ def process_together(streams: Sequence[EnhancementStream], chunks: Sequence[np.n
         AudioError, SettingsError: what `process` raises for one of them; then no stream has heard anything.
         SettingsError: a stream stands there twice, or there are more or fewer chunks than streams.
     """
+    if not isinstance(streams, Sequence) or not all(isinstance(stream, EnhancementStream) for stream in streams):
+        raise SettingsError("expected a list of streams that Enhancer.stream made, and a list of as many chunks")
     if len(streams) != len(chunks):
         raise SettingsError(f"got {len(streams)} streams and {len(chunks)} chunks; give one chunk for each stream")
     if len({id(stream) for stream in streams}) != len(streams):

@@ -15,7 +15,6 @@ import math
 import numpy as np
 
 LOWEST_SHARE = 0.625    # of the highest frequency that the rate converters leave flat: 4.1 kHz of 6.6 kHz
-SMOOTHING = 0.5         # share of the gain before in the next one: it follows within about two hops
 _LEAST_ENERGY = 1e-12   # of a hop: the top of it is below -130 dBFS, and says nothing
 
 
@@ -38,21 +37,29 @@ class TopGain:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the gain is one until sound says otherwise."""
+        """Forget everything: the next sound sets the gain at once."""
         self._gains = [[1.0] * self._channels]
+        self._known = [False] * self._channels      # whether the last gain is of sound, not of silence
         self._n_forgotten = 0       # gains that came before the first one kept
 
     def follow(self, noisy: np.ndarray, enhanced: np.ndarray) -> np.ndarray:
         """The gain through the next hop.
+
+        In each hop it goes half of the way to the model's: up to it in amplitude, as speech begins, and down to it in
+        decibels, so that it comes down to -30 dB as soon as to -3. After silence it is there at once.
 
         Shape: `noisy`, `enhanced` and the result are [channels, hop_length], aligned with each other.
         """
         before, after = self._gains[-1], []
         tops = np.concatenate([noisy, enhanced]) @ self._transform
         energies = np.einsum("ij,ij->i", tops, tops).tolist()
-        for gain, energy, left in zip(before, energies, energies[self._channels:], strict=False):
-            goal = math.sqrt(min(left, energy) / energy) if energy > _LEAST_ENERGY else gain
-            after.append(SMOOTHING * gain + (1 - SMOOTHING) * goal)
+        for i, (energy, left) in enumerate(zip(energies, energies[self._channels:], strict=False)):
+            heard = energy > _LEAST_ENERGY
+            goal = math.sqrt(min(left, energy) / energy) if heard else before[i]
+            if heard and not self._known[i]:
+                before[i] = goal
+            self._known[i] = heard
+            after.append((before[i] + goal) / 2 if goal > before[i] else math.sqrt(before[i] * goal))
         self._gains.append(after)
         return np.asarray(np.array([before, after], np.float32).T @ self._shares)
 

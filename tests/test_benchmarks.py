@@ -565,3 +565,12 @@ def test_what_streams_cost_together_stands_beside_what_they_cost_alone(monkeypat
     assert "| tiny | 3 |" in out.read_text(encoding="utf-8")
     rows = json.loads(figures.read_text(encoding="utf-8"))["rows"]
     assert [row["streams"] for row in rows] == [1, 3] and all(row["steps together"] > 0 for row in rows)
+
+
+def test_rates_are_measured_with_and_without_the_full_band(monkeypatch, tmp_path):
+    rates = program(monkeypatch, "rates")
+    monkeypatch.setattr(sys, "argv", ["rates.py", "--turns", "3", "--out", str(tmp_path / "rates")])
+    rates.main()
+    values = json.loads((tmp_path / "rates.json").read_text())
+    assert len(values["rows"]) == 4 * len(rates.RATES) and all(row["us"] > 1 for row in values["rows"])
+    assert "| 48000 Hz | 2 |" in (tmp_path / "rates.md").read_text()

@@ -145,6 +145,38 @@ def test_reset_forgets_everything_bit_for_bit(enhancer, rate, settings):
     np.testing.assert_array_equal(joined(used, [samples]), joined(enhancer.stream(rate, 2, **settings), [samples]))
 
 
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("name, value", [("bypass", True), ("strength", 0.3), ("max_reduction_db", 6.0)])
+def test_what_is_set_before_the_first_sample_holds_from_the_first_sample(enhancer, rate, name, value):
+    noise = white_noise(rate // 2)
+    used, new = enhancer.stream(rate), enhancer.stream(rate)
+    setattr(used, name, value)
+    used.process(noise)
+    used.reset()
+    setattr(new, name, value)
+    np.testing.assert_array_equal(used.process(noise), new.process(noise))
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_an_interrupted_call_leaves_a_stream_that_is_reset(enhancer, rate, monkeypatch):
+    noise, stream = white_noise(rate // 2), enhancer.stream(rate)
+    stream.process(noise)
+    with monkeypatch.context() as patch:
+        patch.setattr(stream._steps, "step", lambda *hops: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stream.process(noise)
+    np.testing.assert_array_equal(stream.process(noise), enhancer.stream(rate).process(noise))
+
+
+def test_above_the_models_band_noise_is_lowered_from_the_beginning():
+    noise = white_noise(48_000)
+    enhanced = Enhancer().enhance(noise, 48_000)[:2400]
+
+    def top(samples):
+        return np.square(np.abs(np.fft.rfft(samples * np.hanning(len(samples))))[len(samples) * 9 // 48:]).sum()
+    assert 10 * np.log10(top(enhanced) / top(noise[:2400])) < -15
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_a_bypassed_stream_returns_the_input_delayed(enhancer, rate):
     samples = white_noise(rate // 4)

@@ -25,11 +25,19 @@ def test_it_comes_to_the_gain_of_the_model(gain):
     np.testing.assert_allclose(followed[-1], gain, atol=1e-4)
 
 
-def test_two_hops_bring_it_three_quarters_of_the_way():
-    top = new_gain()
-    for hop in hops(2):
-        last = top.follow(hop, 0 * hop)[0, -1]
-    assert last == pytest.approx(0.25)
+def test_it_comes_down_in_decibels_and_up_in_amplitude():
+    top, (hop,) = new_gain(), hops(1)
+    assert top.follow(hop, hop)[0, -1] == pytest.approx(1)
+    falling = [top.follow(hop, 0.01 * hop)[0, -1] for _ in range(3)]
+    assert falling == pytest.approx([10 ** (-20 / 20), 10 ** (-30 / 20), 10 ** (-35 / 20)], rel=1e-3)
+    assert top.follow(hop, hop)[0, -1] == pytest.approx(0.5 + falling[-1] / 2, rel=1e-3)
+
+
+def test_the_first_sound_and_the_first_after_silence_set_it_at_once():
+    top, (hop,) = new_gain(), hops(1)
+    np.testing.assert_allclose(top.follow(hop, 0.1 * hop), 0.1, rtol=1e-3)
+    top.follow(0 * hop, 0 * hop)
+    np.testing.assert_allclose(top.follow(hop, 0.02 * hop), 0.02, rtol=1e-3)
 
 
 def test_a_model_that_makes_things_louder_gains_no_more_than_one():
