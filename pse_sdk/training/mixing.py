@@ -22,7 +22,7 @@ class MixingConfig:
     """What a batch is made of. Shares are probabilities per item."""
 
     length: int = 160 * STFT.hop_length     # 2.56 s
-    snr_db: tuple[float, float] = (-5.0, 20.0)
+    snr_db: tuple[float, float] = (-10.0, 15.0)     # noisier than what most people record: that is what is hard
     clean_share: float = 0.08               # no noise at all: enhancement must leave it alone
     noise_only_share: float = 0.03
     second_noise_share: float = 0.4
