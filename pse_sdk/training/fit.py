@@ -118,12 +118,14 @@ def fit(
     """
     began = now()
     run = _Run.begin(start, config, steps or 0, validate)
-    validation_seconds = now() - began
-    seconds -= validation_seconds
+    warm = now()
+    validate(start)         # once more, for its time: the first call warms up
+    validation_seconds, seconds_before = now() - warm, now() - began
+    seconds -= seconds_before
     if checkpoint is not None:
         run.load(checkpoint, mixtures)
     trained_before, began, saved = run.seconds, now(), now()
-    seconds_to_train = seconds - validation_seconds * config.validations
+    seconds_to_train = seconds - validation_seconds * config.validations * (1 - PLAN_SHARE)     # none before the plan
     contrast = mixtures.method.contrast
     while not run.n_steps or run.step < run.n_steps:
         elapsed = now() - began
@@ -149,7 +151,7 @@ def fit(
             run.save(checkpoint, mixtures)
     if run.curve[-1][0] != run.step:
         run.consider(validate)
-    trained = trained_before + validation_seconds + now() - began
+    trained = trained_before + seconds_before + now() - began
     return Fit(run.best.eval(), run.best_score, run.step, trained, tuple(run.curve))
 
 

@@ -37,7 +37,7 @@ FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
 N_SYNTHETIC_VOICES = 8
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 LEAST_TRAINING_SECONDS = 5.0
-FINISH_SECONDS = 6.0        # kept back from the budget for interpolation, guard and export
+FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export
 MIXES = (1.0, 0.7, 0.4)     # shares of the way from the start to the trained weights that are tried
 
 Progress = Callable[[str, float, float, str], None]

@@ -1,6 +1,6 @@
 """The best estimate of the speech in a recording that this package can make, for specialists to learn from.
 
-Two networks are asked, one that looks ahead and the largest generalist, and their estimates averaged: they err in
+Two networks are asked, one that looks ahead and the best generalist, and their estimates averaged: they err in
 different places, and the mean is nearer to the truth than either.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import MODELS, SIZES, STFT
+from ..config import MODELS, STFT
 from ..enhancer import Enhancer
 from .losses import spectrogram, waveform
 from .network import Denoiser, load_network
@@ -18,6 +18,7 @@ from .network import Denoiser, load_network
 # with longer stretches it is worse.
 CHUNK, MARGIN = 320, 60
 N_AT_ONCE = 32
+BEST_GENERALIST = "medium"      # learnt longer, and from more noise, than `large`
 
 
 def load_teacher(path: Path = MODELS / "teacher.safetensors") -> Denoiser:
@@ -38,7 +39,7 @@ class Teacher:
 
     def __init__(self) -> None:
         self._looks_ahead = load_teacher()
-        self._generalist = Enhancer(size=SIZES[-1])
+        self._generalist = Enhancer(size=BEST_GENERALIST)
 
     def estimate(self, samples: np.ndarray) -> np.ndarray:
         """The speech [T] in samples [T] at the model's rate, time-aligned."""
