@@ -37,14 +37,14 @@ from engines import end_when_told
 from score_tables import CLEAN_SET, Result, gains, mean_over_clips, summary, summary_page, users_page
 from user_scores import (
     NOISY,
-    RATE,
     SETS,
     TEACHER,
-    System,
     digest,
     digest_of_files,
     evaluate,
+    method_arguments,
     other_system,
+    our_system,
     plain,
     unplain,
     users_in,
@@ -192,8 +192,7 @@ def run_task(task: Task, settings: Settings) -> Result:
         result = replace(result, start=task.start, **made)
     else:
         result = replace(result, digest=enhancer.digest)
-    ours = System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, RATE))
-    sets = evaluate(task.user, ours, settings.sets, settings.work)
+    sets = evaluate(task.user, our_system(enhancer), settings.sets, settings.work)
     return replace(result, sets=sets, n_parameters=enhancer.n_parameters)
 
 
@@ -209,8 +208,7 @@ def specialist(task: Task, settings: Settings, start: Enhancer) -> tuple[Enhance
 
     began = time.perf_counter()
     try:
-        method, _, others = task.method.partition(":")
-        mine = Enhancer.personalize(str(recordings), method=method, others=others or "keep", size=task.size,
+        mine = Enhancer.personalize(str(recordings), **method_arguments(task.method), size=task.size,
                                     seed=settings.seed, budget_seconds=settings.budget_seconds,
                                     threads=settings.threads)
     except MissingDependencyError:

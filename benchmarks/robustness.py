@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from user_scores import NOISY, RATE, TEACHER, System, other_system, plain, read, users_in
+from user_scores import NOISY, RATE, TEACHER, System, other_system, our_system, plain, read, users_in
 
 from pse_sdk import Enhancer
 from pse_sdk.audio import dbfs, resample
@@ -92,10 +92,6 @@ def main() -> None:
     write_results(page, plain({"environment": above, "rows": [asdict(row) for row in rows]}),
                   args.out.with_suffix(".md"), args.out.with_suffix(".json"))
     print(f"\n{table}\n\nwritten: {args.out.with_suffix('.md')}, {args.out.with_suffix('.json')}")
-
-
-def our_system(enhancer: Enhancer) -> System:
-    return System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, RATE))
 
 
 def tested(user: Path, name: str, system: System, n_clips: int, seed: int) -> Iterator[Row]:

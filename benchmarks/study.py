@@ -39,10 +39,11 @@ from score_tables import Result, gain_cells, gains, mean_over_clips, metrics_of,
 from user_scores import (
     RATE,
     SETS,
-    System,
     digest,
     digest_of_files,
     evaluate,
+    method_arguments,
+    our_system,
     plain,
     read,
     unplain,
@@ -251,9 +252,8 @@ def study(task: Task, settings: Settings) -> Row:
     """Personalize as the condition says, and score the specialist and its start."""
     condition, start = task.condition, Enhancer(size=task.condition.size)
     clean = first_seconds(task.user / "clean", condition.clean_seconds) or None
-    method, _, others = condition.method.partition(":")
     mine = Enhancer.personalize(first_minutes(task.user / condition.recordings, condition.minutes), clean=clean,
-                                method=method, others=others or "keep", size=condition.size, seed=settings.seed,
+                                **method_arguments(condition.method), size=condition.size, seed=settings.seed,
                                 budget_seconds=settings.budget_seconds, threads=settings.threads,
                                 steps=settings.steps)
     report = mine.report
@@ -285,9 +285,8 @@ def first_seconds(folder: Path, seconds: float) -> list[tuple[np.ndarray, int]]:
 
 
 def scores(enhancer: Enhancer, user: Path, settings: Settings) -> Means:
-    system = System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, RATE))
     return {name: {metric: mean_over_clips(clips, metric) for metric in metrics_of(name)}
-            for name, clips in evaluate(user, system, settings.sets, settings.work).items()}
+            for name, clips in evaluate(user, our_system(enhancer), settings.sets, settings.work).items()}
 
 
 def progress_line(row: Row) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import soundfile
 from score_tables import CLEAN_SET
 
+from pse_sdk import Enhancer
 from pse_sdk.config import MODELS
 from pse_sdk.errors import PseError
 from pse_sdk.metrics import score, si_sdr
@@ -44,6 +45,16 @@ class System:
 
     digest: str
     enhance: Callable[[np.ndarray], np.ndarray]
+
+
+def our_system(enhancer: Enhancer) -> System:
+    return System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, RATE))
+
+
+def method_arguments(words: str) -> dict[str, str]:
+    """What `Enhancer.personalize` is given for METHOD, or METHOD:remove."""
+    method, _, others = words.partition(":")
+    return {"method": method, "others": others or "keep"}
 
 
 def other_system(name: str, peers: Path | None) -> System:

@@ -52,3 +52,21 @@ def check_function(value: object, name: str) -> None:
     """Raises SettingsError where the argument called `name` is neither None nor something to call."""
     if value is not None and not callable(value):
         raise SettingsError(f"{name}={reprlib.repr(value)}; give a function, or None")
+
+
+def check_target(path: Path, name: str) -> None:
+    """Say now, not after minutes of work, that its result has nowhere to go.
+
+    Raises:
+        SettingsError: no file can be written at the path that the argument called `name` gives.
+    """
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir():
+        raise SettingsError(f"{name} {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {folder}")
+                            + "; give the path of a file to write")
+    probe = folder / f".{path.name}.probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(f"{name} {path}: cannot be written ({error.strerror}); choose a writable folder") from error

@@ -58,8 +58,6 @@ def as_float32(samples: Any) -> np.ndarray:
                          f"({_describe(samples)}); convert them first, e.g. samples.astype('float32') / full_scale")
     _check_shape(array)
     if array.dtype.kind == "f":
-        if array.dtype.itemsize <= 4:
-            return np.asarray(array, dtype=np.float32, order="C")
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, and is counted as such later
             return np.asarray(array, dtype=np.float32, order="C")
     zero = 128 if array.dtype.kind == "u" else 0

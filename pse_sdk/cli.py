@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import METHODS, OTHERS, Enhancer, Progress, PseError, __version__
-from .arguments import as_number
+from .arguments import as_number, check_target
 from .audio_file import ENHANCED_SUFFIX, audio_files
 from .config import SIZES
 from .errors import AudioError, SettingsError, printable
@@ -169,7 +169,7 @@ def _enhancer(args: argparse.Namespace) -> Enhancer:
 
 @quiet_libraries()
 def _personalize(args: argparse.Namespace) -> int:
-    _check_folder(args.out)
+    check_target(args.out, "--out")
     with _ProgressLine() as progress:
         enhancer = Enhancer.personalize(args.recordings, clean=args.clean, noise=args.noise, others=args.others,
                                         voices=args.voices, method=args.method, start=args.start,
@@ -279,7 +279,7 @@ def _benchmark(args: argparse.Namespace) -> int:
     if len(args.peers) == 1:
         raise SettingsError("--peers needs a Python file and at least one name")
     if args.html:
-        _check_folder(args.html, "--html")
+        check_target(args.html, "--html")
     plan = QUICK if args.quick else LatencyPlan()
     if args.seconds is not None:
         plan = replace(plan, seconds=as_number(args.seconds, "--seconds", 0.1, 3600))
@@ -311,21 +311,6 @@ def _info(args: argparse.Namespace) -> int:
     else:
         _say(*(f"{name:17s} {value}" for name, value in facts.items() if value not in ("", {})))
     return DONE
-
-
-def _check_folder(path: Path, option: str = "--out") -> None:
-    """Say now, not after minutes of work, that its result has nowhere to go."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir():
-        raise SettingsError(f"{option} {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {folder}")
-                            + "; give the path of a file to write")
-    probe = folder / f".{path.name}.probe"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SettingsError(f"{option} {path}: cannot be written ({error.strerror}); "
-                            "choose a writable folder") from error
 
 
 class _ProgressLine:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import as_number, as_whole_number, check_function
+from .arguments import as_number, as_whole_number, check_function, check_target
 from .config import SIZES
 from .errors import (
     MissingDependencyError,
@@ -79,7 +79,9 @@ def run_job(
     check_function(teacher, "teacher")
     check_function(paused, "paused")
     settings = _checked(others, voices is not None, method, size, budget_seconds, threads, nice, steps, seed)
-    settings["checkpoint"] = None if checkpoint is None else _usable(checkpoint)
+    if checkpoint is not None:
+        check_target(checkpoint, "checkpoint")
+    settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
     read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
@@ -127,14 +129,6 @@ def _checked(others: str, has_voices: bool, method: str, size: str, budget_secon
     if missing:
         raise MissingDependencyError(f"personalizing needs {' and '.join(missing)}: pip install 'pse_sdk[train]'")
     return settings
-
-
-def _usable(checkpoint: Path) -> str:
-    """Where the child finds it, once it is clear that a file can be there."""
-    path = checkpoint.absolute()
-    if path.is_dir() or not path.name or not os.access(path.parent, os.W_OK):
-        raise SettingsError(f"checkpoint {str(checkpoint)!r} cannot be written; give a file in a folder that can be")
-    return str(path)
 
 
 def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Recording], deadline: float,

@@ -15,7 +15,6 @@ State = dict[str, np.ndarray]
 """The memory of B streams: arrays [B, ...]."""
 
 
-
 def session_options() -> onnxruntime.SessionOptions:
     """One thread that sleeps between hops: no spinning cores. No arena: plain allocation is faster for so little.
 

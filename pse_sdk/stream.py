@@ -142,11 +142,7 @@ class EnhancementStream:
         """
         began = time.perf_counter()
         samples = self._checked(chunk)
-        try:
-            out = self._finished(self._enhancing(samples))
-        except BaseException:       # Ctrl-C: some of the sound is lost, and what follows would come at the wrong time
-            self.reset()
-            raise
+        out = self._finished(self._enhancing(samples))
         self._count_if_late(len(samples), began)
         return out
 
@@ -219,12 +215,14 @@ class EnhancementStream:
     def _finished(self, work: Enhancing) -> np.ndarray:
         """What the work returns, done alone."""
         enhanced: Hops | None = None
-        while True:
-            try:
-                hops = work.send(enhanced)
-            except StopIteration as end:
-                return np.asarray(end.value)
-            enhanced = self._steps.step(*hops)
+        try:
+            while True:
+                enhanced = self._steps.step(*work.send(enhanced))
+        except StopIteration as end:
+            return np.asarray(end.value)
+        except BaseException:       # Ctrl-C: some of the sound is lost, and what follows would come at the wrong time
+            self.reset()
+            raise
 
     def _check_open(self) -> None:
         if self._closed:

@@ -40,6 +40,19 @@ def process_together(streams: Sequence[EnhancementStream], chunks: Sequence[np.n
         raise SettingsError("a stream stands in the list twice; join its chunks")
     began = time.perf_counter()
     samples = [stream._checked(chunk) for stream, chunk in zip(streams, chunks, strict=True)]
+    try:
+        results = _finished_together(streams, samples)
+    except BaseException:       # see `EnhancementStream`: what is interrupted is reset
+        for stream in streams:
+            stream.reset()
+        raise
+    for stream, its_samples in zip(streams, samples, strict=True):
+        stream._count_if_late(len(its_samples), began)
+    return results
+
+
+def _finished_together(streams: Sequence[EnhancementStream], samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What each stream makes of its samples: all hops that wait for one model go through it together."""
     works = [stream._enhancing(its_samples) for stream, its_samples in zip(streams, samples, strict=True)]
     results: dict[int, np.ndarray] = {}
     replies: dict[int, Hops | None] = dict.fromkeys(range(len(works)))     # nothing to tell those who have not begun
@@ -54,8 +67,6 @@ def process_together(streams: Sequence[EnhancementStream], chunks: Sequence[np.n
         replies = {}
         for denoiser, hops_of in waiting.items():
             replies.update(zip(hops_of, _enhanced(denoiser, list(hops_of.values())), strict=True))
-    for stream, its_samples in zip(streams, samples, strict=True):
-        stream._count_if_late(len(its_samples), began)
     return [results[i] for i in range(len(works))]
 
 

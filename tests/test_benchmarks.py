@@ -449,7 +449,7 @@ def where(settings):
 
 def ours(runs, model_file):
     enhancer = Enhancer(model_file)
-    return runs.System(enhancer.digest, lambda noisy: enhancer.enhance(noisy, 16_000))
+    return runs.our_system(enhancer)
 
 
 def test_a_clip_is_scored_once_for_each_model(runs, user, settings, model_file, monkeypatch):

@@ -131,6 +131,17 @@ def test_a_closed_stream_is_refused_before_the_others_hear_anything(enhancer):
     np.testing.assert_array_equal(one.process(white_noise(2000)), enhancer.stream(16_000).process(white_noise(2000)))
 
 
+def test_an_interrupted_call_leaves_streams_that_are_reset(enhancer, monkeypatch):
+    streams, chunks = [enhancer.stream(16_000) for _ in range(2)], white_noise(2, 1000)
+    process_together(streams, chunks)
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxDenoiser, "step", lambda *hops: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            process_together(streams, chunks)
+    for stream, chunk in zip(streams, chunks, strict=True):
+        np.testing.assert_array_equal(stream.process(chunk), enhancer.stream(16_000).process(chunk))
+
+
 def test_every_stream_has_one_chunk(enhancer):
     streams = [enhancer.stream(16_000), enhancer.stream(16_000)]
     with pytest.raises(SettingsError, match="2 streams and 3 chunks"):

@@ -53,14 +53,14 @@ def network_of(model: bytes, size: str) -> Denoiser:
     """
     graph = onnx.load_from_string(model).graph
     values = {constant.name: onnx.numpy_helper.to_array(constant).astype(np.float64) for constant in graph.initializer}
-    values |= {node.output[0]: values[node.input[0]] for node in graph.node if node.op_type == "Cast"}
-    layers = [[values[name][0] for name in node.input[1:4]] for node in graph.node if node.op_type == "GRU"]
-    heads = [[values[name] for name in node.input[1:]] for node in graph.node
-             if node.op_type == "Gemm" and any(attribute.name == "transB" for attribute in node.attribute)]
     network = build_network(size)
     config = network.config
     found: dict[str, np.ndarray] = {}
     try:
+        values |= {node.output[0]: values[node.input[0]] for node in graph.node if node.op_type == "Cast"}
+        layers = [[values[name][0] for name in node.input[1:4]] for node in graph.node if node.op_type == "GRU"]
+        heads = [[values[name] for name in node.input[1:]] for node in graph.node
+                 if node.op_type == "Gemm" and any(attribute.name == "transB" for attribute in node.attribute)]
         scale, offset = FEATURE_SCALE, FEATURE_OFFSET
         for i, (w, r, b) in enumerate(layers):
             inputs, (bias, hidden_bias) = w / scale, np.split(b, 2)
@@ -74,7 +74,7 @@ def network_of(model: bytes, size: str) -> Denoiser:
         found["filter_head.weight"] = taps.reshape(n_rows, -1, config.hidden)[:, place].reshape(-1, config.hidden)
         found["filter_head.bias"] = taps_bias.reshape(n_rows, -1)[:, place].ravel()
         network.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in found.items()})
-    except (ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"the model holds no network of size {size} ({str(error).splitlines()[0]}); start from a "
                              "generalist or from a specialist of this version") from error
     return network.eval()

@@ -90,9 +90,8 @@ class Job:
     def key(self, start: Denoiser) -> str:
         """Tells a training from one of other sounds, settings or weights."""
         seen = hashlib.sha256(repr((self.method_name, self.size, self.seed, self.steps, self.others)).encode())
-        kinds = (self.recordings, self.clean, self.noise, self.voices, self.estimates)
-        for array in [clip for clips in kinds for clip in clips] + [value.numpy() for value in
-                                                                    start.state_dict().values()]:
+        sounds = [*self.recordings, *self.clean, *self.noise, *self.voices, *self.estimates]
+        for array in [*sounds, *(value.numpy() for value in start.state_dict().values())]:
             seen.update(np.ascontiguousarray(array).tobytes())
         return seen.hexdigest()
 
