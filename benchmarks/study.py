@@ -42,6 +42,7 @@ from user_scores import (
     digest,
     digest_of_files,
     evaluate,
+    first_seconds,
     method_arguments,
     our_system,
     plain,
@@ -61,7 +62,6 @@ from pse_sdk.tables import environment, environment_line, write_results
 
 AXES = {"minutes": "minutes of recordings", "clean_seconds": "seconds of clean speech"}
 RESULTS = Path(__file__).resolve().parent / "results"
-SHORTEST_PIECE = RATE // 2      # samples of clean speech that are worth a recording of their own
 FAILED = "failed"
 
 HINT = """Gain over the generalist that training started from, in dB of SI-SDR. Against minutes and seconds: means over
@@ -269,19 +269,6 @@ def first_minutes(folder: Path, minutes: float) -> list[tuple[np.ndarray, int]]:
     recordings = [read(path) for path in sorted(folder.glob("*.wav"))]
     share = min(1.0, 60 * RATE * minutes / sum(map(len, recordings)))
     return [(samples[:round(share * len(samples))], RATE) for samples in recordings]
-
-
-def first_seconds(folder: Path, seconds: float) -> list[tuple[np.ndarray, int]]:
-    """`seconds` of clean speech: each recording from where it can be heard, until there is enough."""
-    taken, left = [], round(seconds * RATE)
-    for path in sorted(folder.glob("*.wav")):
-        if left < SHORTEST_PIECE:
-            break
-        samples = read(path)
-        audible = int(np.argmax(np.abs(samples) > 0.01 * np.abs(samples).max()))
-        taken.append((samples[audible:audible + left], RATE))
-        left -= len(taken[-1][0])
-    return taken
 
 
 def scores(enhancer: Enhancer, user: Path, settings: Settings) -> Means:

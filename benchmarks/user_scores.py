@@ -30,6 +30,7 @@ from pse_sdk.peers import make_peer
 
 RATE = 16_000
 NOISY, TEACHER = "noisy input", "teacher (looks ahead)"
+SHORTEST_PIECE = RATE // 2      # samples of clean speech that are worth a recording of their own
 SETS = ("noise", "elsewhere", "talker", CLEAN_SET)
 
 
@@ -99,6 +100,19 @@ def read(path: Path) -> np.ndarray:
     if rate != RATE or samples.ndim != 1:
         raise PseError(f"{path}: expected {RATE} Hz mono, got {rate} Hz with shape {samples.shape}; convert it first")
     return np.asarray(samples)
+
+
+def first_seconds(folder: Path, seconds: float) -> list[tuple[np.ndarray, int]]:
+    """`seconds` of clean speech: each recording from where it can be heard, until there is enough."""
+    taken, left = [], round(seconds * RATE)
+    for path in sorted(folder.glob("*.wav")):
+        if left < SHORTEST_PIECE:
+            break
+        samples = read(path)
+        audible = int(np.argmax(np.abs(samples) > 0.01 * np.abs(samples).max()))
+        taken.append((samples[audible:audible + left], RATE))
+        left -= len(taken[-1][0])
+    return taken
 
 
 # Files of a work folder.

@@ -28,7 +28,8 @@ from .model_format import read_model
 from .recordings import Recording, Source, read_recordings
 from .report import Report
 
-METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "pseudose-from-random", "teacher+dp")
+METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "pseudose-from-random", "finetune",
+           "teacher+dp")
 """How a specialist can be trained; "auto" is the one that has won most comparisons."""
 OTHERS = ("keep", "remove")
 """What a specialist does with the voices of other people."""
@@ -78,7 +79,8 @@ def run_job(
     check_function(on_progress, "on_progress")
     check_function(teacher, "teacher")
     check_function(paused, "paused")
-    settings = _checked(others, voices is not None, method, size, budget_seconds, threads, nice, steps, seed)
+    settings = _checked(others, voices is not None, method, clean is not None, size, budget_seconds, threads, nice,
+                        steps, seed)
     if checkpoint is not None:
         check_target(checkpoint, "checkpoint")
     settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
@@ -105,8 +107,8 @@ def run_job(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _checked(others: str, has_voices: bool, method: str, size: str, budget_seconds: float, threads: int | None,
-             nice: int, steps: int | None, seed: int) -> dict[str, Any]:
+def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: str, budget_seconds: float,
+             threads: int | None, nice: int, steps: int | None, seed: int) -> dict[str, Any]:
     """The settings for the training process, once every one of them is in range and can be followed here."""
     if method not in METHODS:
         raise SettingsError(f"no method {method!r}; choose one of {', '.join(METHODS)}")
@@ -114,6 +116,8 @@ def _checked(others: str, has_voices: bool, method: str, size: str, budget_secon
         raise SettingsError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
     if others not in OTHERS:
         raise SettingsError(f"no way {others!r} to treat others; choose one of {', '.join(OTHERS)}")
+    if method == "finetune" and not has_clean:
+        raise SettingsError("the method finetune learns from clean speech alone; give clean=, or another method")
     if has_voices and others == "keep":
         raise SettingsError("voices are given, but others are kept; give others=\"remove\", or no voices")
     if threads is None:

@@ -109,6 +109,15 @@ def test_clean_speech_counts_as_clean_and_noisy_speech_given_as_clean_does_not(r
 
 
 @needs_models
+def test_finetuning_needs_speech_that_is_clean(reader_recordings):
+    with pytest.raises(SettingsError, match="clean="):
+        Enhancer.personalize(reader_recordings, method="finetune")
+    report = Enhancer.personalize(reader_recordings, clean=reader_recordings[0], method="finetune", size="tiny",
+                                  budget_seconds=60, steps=1, threads=1).report
+    assert report.status == "insufficient_data" and "clean" in report.summary
+
+
+@needs_models
 def test_a_specialist_for_one_voice_is_judged_beside_others(reader_recordings):
     report = Enhancer.personalize(reader_recordings, others="remove", size="tiny", budget_seconds=110, steps=40,
                                   threads=1).report

@@ -12,7 +12,6 @@ from pse_sdk.training.corpus import Bank
 from pse_sdk.training.pseudo_mixtures import (
     METHODS,
     SEGMENT_FRAMES,
-    TRUE_SHARE,
     Method,
     NoiseBanks,
     Pair,
@@ -128,7 +127,7 @@ def test_clean_speech_is_drawn_for_its_share_however_little_there_is(pair, noise
     samples = 10 * pair.stretch.samples[:short * STFT.hop_length]
     clean = Pair.of_clean(Stretch(samples, pair.stretch.frames.part(0, short)))
     items = PseudoMixtures([pair, clean], noises, Method(purify=True, clean_share=0, noise_share=0), 0).draw(600)
-    assert (items.weight == 1).all(1).float().mean().item() == pytest.approx(TRUE_SHARE, abs=0.06)
+    assert (items.weight == 1).all(1).float().mean().item() == pytest.approx(Method().true_share, abs=0.06)
 
 
 def test_speech_to_be_left_alone_fades(pair, noises):
@@ -136,3 +135,15 @@ def test_speech_to_be_left_alone_fades(pair, noises):
     level_db = 10 * torch.log10(items.mixture.unflatten(1, (-1, STFT.hop_length)).square().mean(2))
     spread = level_db.amax(1) - level_db.amin(1)
     assert spread.max() < 60 and 0.5 < (spread > 20).float().mean() < 0.9
+
+
+def test_finetuning_draws_nothing_but_clean_speech(pair, noises):
+    clean = Pair.of_clean(Stretch(10 * pair.stretch.samples[:SEGMENT_FRAMES * STFT.hop_length],
+                                  pair.stretch.frames.part(0, SEGMENT_FRAMES)))
+    method = replace(METHODS["finetune"], clean_share=0, noise_share=0)
+    mixtures = PseudoMixtures([pair, clean], noises, method, 0)
+    assert mixtures.n_segments == 1
+    target = mixtures.draw(20).target
+    speech = torch.from_numpy(clean.enhanced)
+    assert ((target @ speech) / target.norm(dim=1) / speech.norm()).min() > 0.999
+    assert PseudoMixtures([pair], noises, method, 0).n_segments == 0

@@ -17,7 +17,7 @@ SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
 VOICE_SHARE, VOICE_SNR_RANGE_DB = 0.6, (-5.0, 15.0)     # where other voices are to be removed
 CLEAN_SNR_DB = 35.0
-TRUE_SHARE = 0.3        # of the items whose speech is really clean, where the user gave some
+FINETUNING_RATE = 5e-4      # seconds of speech are soon learnt by heart
 FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
 MARGIN_DB = 8.0             # injected noise is at least this much louder than what the recording holds already:
                             # a fainter one teaches the network to keep the recording's own noise
@@ -35,6 +35,8 @@ class Method:
     pauses_are_silent: bool = False     # frames that surely hold no speech count in full, with silence as their target
     contrast: str = ""              # "corrected" or "published": compare the outputs of pairs of mixtures as well
     random_start: bool = False      # not from the generalist
+    true_share: float = 0.3         # of the items whose speech is really clean, where the user gave some
+    peak_rate: float = 2e-3
 
 
 METHODS = {
@@ -44,6 +46,7 @@ METHODS = {
     "cm-published": Method(contrast="published"),
     "cm+dp": Method(purify=True, pauses_are_silent=True, contrast="corrected"),
     "pseudose-from-random": Method(random_start=True),
+    "finetune": Method(true_share=1.0, peak_rate=FINETUNING_RATE),
     "teacher+dp": Method(purify=True, pauses_are_silent=True, teacher_targets=True, remix_share=0.5),
 }
 AUTO = "teacher+dp"
@@ -142,12 +145,13 @@ class PseudoMixtures:
         self._snr_db = torch.tensor(snr_db, dtype=torch.float32)
         is_true = torch.tensor(true, dtype=torch.bool)
         n_true = is_true.sum()
-        self._chance = torch.where(is_true, TRUE_SHARE / n_true.clamp_min(1),
-                                   (1 - TRUE_SHARE) / (len(starts) - n_true).clamp_min(1)).double()
+        self._chance = torch.where(is_true, method.true_share / n_true.clamp_min(1),
+                                   (1 - method.true_share) / (len(starts) - n_true).clamp_min(1)).double()
 
     @property
     def n_segments(self) -> int:
-        return len(self._starts)
+        """That items are drawn from."""
+        return int((self._chance > 0).sum())
 
     def state(self) -> Tensor:
         """Of the random numbers: after `set_state` the same items are drawn as after `state`."""
@@ -192,7 +196,7 @@ class PseudoMixtures:
         generator = self._generator
         alike = torch.arange(n) % 2 == 0
         pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)
-        away = torch.randint(1, max(2, self.n_segments), (n,), generator=generator)
+        away = torch.randint(1, max(2, len(self._starts)), (n,), generator=generator)
         picks = torch.stack([pick, torch.where(alike, pick, (pick + away) % self.n_segments)])
         noises = self._noises.draw(2 * n, SEGMENT_FRAMES * STFT.hop_length, generator).view(2, n, -1)
         noises[1] = torch.where(alike[:, None], noises[1], noises[0])

@@ -21,12 +21,12 @@ from ..purification import FramePredictor
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Report
 from ..segments import Stretch, harvest_pauses, split
 from .corpus import Bank
-from .fit import Checkpoint, fit
+from .fit import Checkpoint, Fit, FitConfig, fit
 from .graph import network_of
 from .guard import HeldOut, Score, held_out, judge
 from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
-from .pseudo_mixtures import AUTO, METHODS, NoiseBanks, Pair, PseudoMixtures
+from .pseudo_mixtures import AUTO, METHODS, Method, NoiseBanks, Pair, PseudoMixtures
 from .teacher import Teacher
 from .voices import others_from
 
@@ -71,6 +71,7 @@ class Job:
     others: str = "keep"            # or "remove": what other people say counts as noise
     voices: Sequence[np.ndarray] = ()       # of other people
     estimates: Sequence[np.ndarray] = ()    # of another teacher, of the speech in each recording; or none
+    recipe: Method | None = None            # instead of the one that `method` names, for experiments
     notes: tuple[str, ...] = ()
     clock: WorkClock = field(default_factory=WorkClock)
     checkpoint: Path | None = None
@@ -78,6 +79,10 @@ class Job:
     @property
     def method_name(self) -> str:
         return AUTO if self.method == "auto" else self.method
+
+    @property
+    def training_method(self) -> Method:
+        return METHODS[self.method_name] if self.recipe is None else self.recipe
 
     @property
     def before(self) -> str:
@@ -89,7 +94,7 @@ class Job:
 
     def key(self, start: Denoiser) -> str:
         """Tells a training from one of other sounds, settings or weights."""
-        seen = hashlib.sha256(repr((self.method_name, self.size, self.seed, self.steps, self.others)).encode())
+        seen = hashlib.sha256(repr((self.training_method, self.size, self.seed, self.steps, self.others)).encode())
         sounds = [*self.recordings, *self.clean, *self.noise, *self.voices, *self.estimates]
         for array in [*sounds, *(value.numpy() for value in start.state_dict().values())]:
             seen.update(np.ascontiguousarray(array).tobytes())
@@ -132,7 +137,9 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     try:
         material = prepare(job, facts, progress)
         start = load_generalist(job.size) if job.start is None else network_of(job.start, job.size)
-        candidate = train(job, material, start, facts, progress)
+        fitted = train(job, material, start, facts, progress)
+        progress("judge", 0.92, job.seconds_left(), "comparing on held-out parts")
+        candidate = choose(job, material, start, fitted, facts)
         progress("export", 0.97, job.seconds_left(), "writing the model")
         model = _export(job, candidate, facts)
         verdict = {"status": ACCEPTED, "advice": _advice(facts),
@@ -174,6 +181,10 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
             f"at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in use.",
             ["record a few minutes of speaking where you usually speak"])
 
+    if job.training_method.true_share == 1 and not clean:
+        raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
+                           f"of what was given as clean is. {job.before.capitalize()} stays in use.",
+                           ["record a few seconds close to the microphone in a quiet room"])
     parts = split(stretches)
     progress("teach", 0.05, job.seconds_left(), "estimating the speech in the recordings")
     teacher = Teacher()
@@ -202,7 +213,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
         judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], most_segments=12,
                                 seed=job.seed + i)
-    mixtures = PseudoMixtures(pairs["training"], noises, METHODS[job.method_name], job.seed, voices["training"])
+    mixtures = PseudoMixtures(pairs["training"], noises, job.training_method, job.seed, voices["training"])
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         raise NoSpecialist(
             INSUFFICIENT_DATA, "The recordings are too short or too broken up to train on one part and to judge on "
@@ -211,13 +222,12 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
 
 
 def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
-          progress: Progress = lambda *_: None) -> Denoiser:
-    """A specialist that passed every check of the guard. Figures are added to `facts`.
+          progress: Progress = lambda *_: None) -> Fit:
+    """The best weights that training came by, as the validation part has it. Figures are added to `facts`.
 
     Raises:
-        NoSpecialist: no time left, nothing better was found, or it failed a check.
+        NoSpecialist: no time left.
     """
-    method = METHODS[job.method_name]
     score = Score(start, material.validation)
     seconds = job.seconds_left() - FINISH_SECONDS
     if seconds < LEAST_TRAINING_SECONDS:
@@ -226,17 +236,28 @@ def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
     def on_step(done: float, _: float) -> None:
         progress("train", 0.1 + 0.8 * min(done, 1.0), job.seconds_left(), "training")
 
+    method = job.training_method
     first = build_network(job.size) if method.random_start else start
     checkpoint = None if job.checkpoint is None else Checkpoint(job.checkpoint, job.key(first))
     fitted = fit(first, material.mixtures, score, seconds=seconds, steps=job.steps, on_step=on_step,
-                 now=job.clock.now, checkpoint=checkpoint)
+                 config=FitConfig(peak_rate=method.peak_rate), now=job.clock.now, checkpoint=checkpoint)
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
+    return fitted
+
+
+def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: dict[str, Any]) -> Denoiser:
+    """How far to go from `start` to what training came by: a specialist that passed every check of the guard.
+
+    Figures are added to `facts`.
+
+    Raises:
+        NoSpecialist: nothing better was found, or it failed a check.
+    """
     if fitted.score <= fitted.curve[0][1]:
         raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than {job.before}, which "
                                  "stays in use.", ["give a larger budget_seconds", *_advice(facts)])
-
-    progress("judge", 0.92, job.seconds_left(), "comparing on held-out parts")
-    mixes = (1.0,) if method.random_start else MIXES      # between unrelated networks lies nothing of use
+    score = Score(start, material.validation)
+    mixes = (1.0,) if job.training_method.random_start else MIXES   # between unrelated networks lies nothing of use
     mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
     mix = max(mixed, key=lambda mix: score(mixed[mix]))
     candidate = mixed[mix]
