@@ -112,3 +112,11 @@ def test_silence_on_both_sides_has_a_finite_loss_and_gradient(loss):
     estimate = torch.zeros(3, 20, 2, STFT.n_bins, requires_grad=True)
     loss(estimate, torch.zeros(3, 20, 2, STFT.n_bins)).sum().backward()
     assert estimate.grad.isfinite().all()
+
+
+def test_what_is_missing_can_count_more_than_what_is_left_over():
+    target = spectra()
+    for factor, weight in ((0.5, 3.0), (2.0, 1.0)):
+        plain, weighted = (compressed_spectrum_loss(factor * target, target, missing_weight=w) for w in (1.0, 3.0))
+        # only magnitudes are wrong here: 0.7 of the loss is the magnitude's, 0.3 is of the same error with its phase
+        torch.testing.assert_close(weighted, plain * (0.7 * weight + 0.3))

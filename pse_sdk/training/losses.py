@@ -28,21 +28,25 @@ def waveform(spectra: Tensor) -> Tensor:
     return (frames[:, :, :hop] + past).flatten(1)
 
 
-def compressed_spectrum_loss(estimate: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def compressed_spectrum_loss(estimate: Tensor, target: Tensor, weight: Tensor | None = None,
+                             missing_weight: float = 1.0) -> Tensor:
     """Mean squared error of spectra compressed to the power 0.3, with phase and without it.
 
     Made for spectra of signals whose mixture has unit RMS.
 
     Args:
         weight: how much each frame counts, [B, N].
+        missing_weight: how much magnitudes count that are too small, against those that are too large.
 
-    Source: Ephrat et al., SIGGRAPH 2018 (power law); Braun and Tashev, arXiv 2009.12286, eq. 3 (both terms).
+    Source: Ephrat et al., SIGGRAPH 2018 (power law); Braun and Tashev, arXiv 2009.12286, eq. 3 (both terms); the idea of
+    `missing_weight`: the asymmetric loss of Wang et al., "VoiceFilter-Lite", Interspeech 2020.
     """
     estimate_power = estimate.square().sum(2) + 1e-8
     target_power = target.square().sum(2) + 1e-8
     estimate_magnitude = estimate_power ** (COMPRESSION / 2)
     target_magnitude = target_power ** (COMPRESSION / 2)
     magnitude_error = (estimate_magnitude - target_magnitude).square()
+    magnitude_error = magnitude_error * torch.where(estimate_magnitude < target_magnitude, missing_weight, 1.0)
     complex_error = (estimate * (estimate_magnitude / estimate_power.sqrt()).unsqueeze(2)
                      - target * (target_magnitude / target_power.sqrt()).unsqueeze(2)).square().sum(2)
     error = (0.7 * magnitude_error + 0.3 * complex_error).mean(2)
