@@ -16,7 +16,7 @@ from .network import Denoiser
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
 
 SNR_WEIGHT = 0.2
-MISSING_WEIGHT = 3.0    # speech that is missing is worse than noise that is left: without this PESQ falls for some users
+MISSING_WEIGHT = 3.0    # missing speech is worse than noise that is left: without this, PESQ falls for some users
 MOST_BAD_STEPS = 3
 CONTRAST_WEIGHTS = {"corrected": (0.05, 0.02), "published": (1.0, 1.0)}     # alike, different; in dB beside the SNR
 CONTRAST_PAIRS = 8
@@ -65,7 +65,8 @@ def items_loss(network: Denoiser, items: Items) -> Tensor:
     weight = items.weight / items.weight.mean().clamp_min(0.05)
     has_speech = items.target.square().sum(1) > 0
     snr = torch.where(has_speech, negative_snr_db(estimate, target, items.weight.clamp_min(1e-3)), 0.0)
-    return compressed_spectrum_loss(estimate, target, weight, MISSING_WEIGHT) + SNR_WEIGHT * (snr * weight.mean(1)).mean()
+    spectral = compressed_spectrum_loss(estimate, target, weight, MISSING_WEIGHT)
+    return spectral + SNR_WEIGHT * (snr * weight.mean(1)).mean()
 
 
 def contrast_loss(network: Denoiser, contrasts: Contrasts, kind: str) -> Tensor:

@@ -38,8 +38,8 @@ def compressed_spectrum_loss(estimate: Tensor, target: Tensor, weight: Tensor | 
         weight: how much each frame counts, [B, N].
         missing_weight: how much magnitudes count that are too small, against those that are too large.
 
-    Source: Ephrat et al., SIGGRAPH 2018 (power law); Braun and Tashev, arXiv 2009.12286, eq. 3 (both terms); the idea of
-    `missing_weight`: the asymmetric loss of Wang et al., "VoiceFilter-Lite", Interspeech 2020.
+    Source: Ephrat et al., SIGGRAPH 2018 (power law); Braun and Tashev, arXiv 2009.12286, eq. 3 (both terms); the
+    idea of `missing_weight`: the asymmetric loss of Wang et al., "VoiceFilter-Lite", Interspeech 2020.
     """
     estimate_power = estimate.square().sum(2) + 1e-8
     target_power = target.square().sum(2) + 1e-8
