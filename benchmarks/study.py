@@ -7,8 +7,8 @@
 Users are folders as for `benchmarks/personalization.py`, with two things that may be there:
 
     <user>/clean/*.wav              the same voice without noise, for --clean-seconds above 0
-    <user>/recordings-*/*.wav       the recordings in other noise, such as `recordings-0dB`: each such folder is
-                                    studied like `recordings`
+    <user>/recordings-*/*.wav       the recordings in other noise, such as `recordings-0dB` (recordings_at_snrs.py makes
+                                    them): each such folder is studied like `recordings`
 
 Minutes are the same share from the beginning of every recording; seconds of clean speech are the first ones that are
 not silent. A user who has less than is asked for is left out there.
@@ -153,6 +153,7 @@ def main() -> None:
                         choices=[*METHODS, *(f"{method}:remove" for method in METHODS)],
                         help="METHOD:remove trains with others='remove'")
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 2.0, 4.0], help="of recordings")
+    parser.add_argument("--recordings", nargs="+", metavar="FOLDER", help="such as recordings recordings-0dB; else all")
     parser.add_argument("--clean-seconds", nargs="+", type=float, default=[0.0], help="of clean speech, such as 0 3 10")
     parser.add_argument("--budget", type=float, default=120.0, help="seconds for each personalization")
     parser.add_argument("--steps", type=int, help="of each personalization, where machines differ or are busy")
@@ -168,7 +169,7 @@ def main() -> None:
 
     settings = Settings(tuple(args.sets), args.work.resolve(), args.budget, args.threads, args.seed, args.steps)
     tasks = list(tasks_of(users_in(args.users.resolve(), args.only), settings, args.size, args.methods,
-                          args.minutes, args.clean_seconds))
+                          args.minutes, args.clean_seconds, args.recordings))
     if not tasks:
         parser.error(f"no user in {args.users} has recordings, tests and as many minutes and seconds as asked for")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -207,13 +208,15 @@ def main() -> None:
 
 
 def tasks_of(users: Sequence[Path], settings: Settings, sizes: Sequence[str], methods: Sequence[str],
-             minutes: Sequence[float], clean_seconds: Sequence[float]) -> Iterator[Task]:
+             minutes: Sequence[float], clean_seconds: Sequence[float],
+             folders: Sequence[str] | None = None) -> Iterator[Task]:
     """The conditions of every user, as far as the user's recordings reach."""
     package = (__version__, digest_of_files(MODELS, "*"))
     for user in users:
         tests = [(name, digest_of_files(user / "tests" / name)) for name in settings.sets]
         has_clean, clean = seconds_in(user / "clean"), digest_of_files(user / "clean")
-        for recordings in sorted(folder for folder in user.glob("recordings*") if folder.is_dir()):
+        for recordings in sorted(folder for folder in user.glob("recordings*")
+                                 if folder.is_dir() and (folders is None or folder.name in folders)):
             has, noisy = seconds_in(recordings), digest_of_files(recordings)
             for condition in (Condition(size, method, recordings.name, m, s)
                               for size, method, m, s in product(sizes, methods, minutes, clean_seconds)

@@ -120,6 +120,8 @@ def test_users_are_asked_for_no_more_than_they_have(study, users, settings):
                      ("ann", "recordings", 0.05, 2.0), ("ann", "recordings", 0.1, 2.0),
                      ("ann", "recordings-0dB", 0.05, 0.0), ("ann", "recordings-0dB", 0.05, 2.0),
                      ("bob", "recordings", 0.05, 0.0)}
+    chosen = study.tasks_of(study.users_in(users, None), settings, ["tiny"], ["auto"], [0.05], [0.0], ["recordings-0dB"])
+    assert {(task.user.name, task.condition.recordings) for task in chosen} == {("ann", "recordings-0dB")}
 
 
 def test_a_row_is_named_after_all_that_determines_it(study, users, settings):
@@ -262,3 +264,25 @@ def test_a_cluster_that_is_not_there_is_said_at_once(engines):
     with pytest.raises(SettingsError, match="no Ray cluster at 127.0.0.1:1:"):
         list(engines.on_ray(print, [], 1, threads=1, address="127.0.0.1:1"))
     assert time.monotonic() - began < 20
+
+
+def test_recordings_can_be_made_noisier(monkeypatch, users):
+    program_ = program(monkeypatch, "recordings_at_snrs")
+    rng = np.random.default_rng(1)
+    speech, noise = 0.1 * rng.standard_normal((2, 2 * RATE)).astype(np.float32)
+    speech[RATE:] = 0.0         # silence does not count
+    noisier = program_.at_snr(speech + 0.1 * noise, speech, 5.0)
+    share = (noisier @ speech) / (speech @ speech)
+    assert 10 * np.log10(2 * np.sum((share * speech) ** 2) / np.sum((noisier - share * speech) ** 2)) == \
+        pytest.approx(5, abs=0.2)
+    assert np.std(noisier) == pytest.approx(np.std(speech + 0.1 * noise), rel=0.01)
+
+    monkeypatch.setattr("sys.argv", ["recordings_at_snrs.py", "--users", str(users), "0", "12.5"])
+    program_.main()     # neither Ann nor Bob has clean speech for every recording
+    assert not list(users.glob("*/recordings-*"))
+    for name in ("00", "01"):
+        samples, _ = soundfile.read(users / "ann" / "recordings" / f"{name}.wav")
+        soundfile.write(users / "ann" / "clean" / f"{name}.wav", 0.5 * samples, RATE, subtype="FLOAT")
+    program_.main()
+    assert {f"{path.parent.name}/{path.name}" for path in users.glob("*/recordings-*/*.wav")} == {
+        f"recordings-{snr}dB/{name}.wav" for snr in ("0", "12.5") for name in ("00", "01")}
