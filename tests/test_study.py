@@ -120,7 +120,8 @@ def test_users_are_asked_for_no_more_than_they_have(study, users, settings):
                      ("ann", "recordings", 0.05, 2.0), ("ann", "recordings", 0.1, 2.0),
                      ("ann", "recordings-0dB", 0.05, 0.0), ("ann", "recordings-0dB", 0.05, 2.0),
                      ("bob", "recordings", 0.05, 0.0)}
-    chosen = study.tasks_of(study.users_in(users, None), settings, ["tiny"], ["auto"], [0.05], [0.0], ["recordings-0dB"])
+    chosen = study.tasks_of(study.users_in(users, None), settings, ["tiny"], ["auto"], [0.05], [0.0],
+                            ["recordings-0dB"])
     assert {(task.user.name, task.condition.recordings) for task in chosen} == {("ann", "recordings-0dB")}
 
 
