@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from pse_sdk.tables import environment, environment_line, format_table, write_re
 
 RESULTS = Path(__file__).resolve().parent / "results"
 N_ROWS = 8              # of a model in the table
-LEAST_ROWS = 4          # in the last doubling, to say anything about it
+LEAST_ROWS = 4          # in the last doubling, to say anything about it,
+LEAST_SPAN = 0.6        # and the first of them at most so far on the way
 SCORES = {              # name in the log -> title, whether more is better, what counts as help from twice the hours
     "si_sdr_improvement": ("SI-SDRi dB", True, 0.1),
     "snr_error_db": ("SNR error dB", False, 0.1),
 }
 NOTE = (
-    "Scores are on validation mixtures, of speakers and noises never trained on. The last 30 % of the steps of a "
-    "run have a falling learning rate, which lifts its end: a longer run is a little worse on the way, and that "
-    "part of the slope does not go on. Gain: median slope against the logarithm of the hours over the last "
+    "Scores are on validation mixtures, of speakers and noises never trained on, at the SNRs that are named. The last "
+    "30 % of the steps of a run have a falling learning rate, which lifts its end: a longer run is a little worse on the "
+    "way, and that part of the slope does not go on. Gain: median slope against the logarithm of the hours over the last "
     "doubling of hours, with its 95 % interval (Theil and Sen). It is no promise for several doublings."
 )
 
@@ -49,7 +51,7 @@ class Curve:
         title, _, enough = SCORES[self.score]
         name, unit = title.rsplit(" ", 1)
         if np.isnan(self.gain):
-            return f"{self.model}: too few rows to tell whether more would help."
+            return f"{self.model}: too few hours to tell whether more would help."
         worth = (f"the last doubling of hours was worth {self.gain:+.2f} {unit} ({self.low:+.2f} to {self.high:+.2f}) "
                  f"of {name}.")
         if self.low > enough:
@@ -59,15 +61,25 @@ class Curve:
         return f"{self.model}: it cannot be told whether more would help: {worth}"
 
 
-def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
-    """From the rows of a log. A run that was started again may leave two for one step: the last counts."""
+def curves_of(model: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """From the rows of a log: a curve for every kind of mixture it was validated on. Two kinds cannot be compared.
+
+    A run that was started again may leave two rows for one step: the last counts.
+    """
     by_step = {row["step"]: row for row in rows}
-    rows = [by_step[step] for step in sorted(by_step)]
+    ordered = [by_step[step] for step in sorted(by_step)]
+    parts = {kind: list(some) for kind, some in groupby(ordered, lambda row: tuple(row.get("snrs_db", ())))}
+    return [curve_of(f"{model}, {kind[0]:g} to {kind[1]:g} dB" if kind else model, some)
+            for kind, some in parts.items()]
+
+
+def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
+    """From rows in order, all validated on the same mixtures."""
     score = next(name for name in SCORES if name in rows[-1])
     hours, values = [row["hours"] for row in rows], [row[score] for row in rows]
     late = np.array(hours) >= hours[-1] / 2
     gain = low = high = float("nan")
-    if late.sum() >= LEAST_ROWS:
+    if late.sum() >= LEAST_ROWS and hours[0] <= LEAST_SPAN * hours[-1]:
         sign = 1 if SCORES[score][1] else -1
         slope = theilslopes(sign * np.array(values)[late], np.log2(np.array(hours)[late]))
         gain, low, high = float(slope.slope), float(slope.low_slope), float(slope.high_slope)
@@ -99,7 +111,7 @@ def main() -> None:
             parser.exit(2, f"{folder} holds no log.jsonl of a training run: {error.strerror}\n")
         if not lines:
             parser.exit(2, f"{folder / 'log.jsonl'} is empty; wait for the first evaluation\n")
-        curves.append(curve_of(folder.name, [json.loads(line) for line in lines]))
+        curves += curves_of(folder.name, [json.loads(line) for line in lines])
 
     above = environment()
     page = f"# Learning curves\n\n{environment_line(above)}\n\n{markdown_page(curves)}\n"

@@ -50,8 +50,17 @@ def test_where_less_is_better_a_fall_is_a_gain(program):
 
 def test_of_rows_for_one_step_the_last_counts(program):
     rows = rows_of(lambda hours: 1, [10, 20])
-    curve = program.curve_of("tiny", [*rows, {**rows[1], "si_sdr_improvement": 2.0}])
-    assert curve.values == [1, 2] and "too few rows" in curve.verdict
+    [curve] = program.curves_of("tiny", [*rows, {**rows[1], "si_sdr_improvement": 2.0}])
+    assert curve.values == [1, 2] and "too few hours" in curve.verdict
+
+
+def test_scores_on_other_mixtures_are_another_curve(program):
+    rows = rows_of(lambda hours: 3 + 0.5 * np.log2(hours), range(10, 210, 10))
+    rows = [{**row, "snrs_db": [-5, 20] if row["hours"] < 150 else [-10, 15]} for row in rows]
+    first, second = program.curves_of("tiny", rows)
+    assert (first.model, second.model) == ("tiny, -5 to 20 dB", "tiny, -10 to 15 dB")
+    assert first.hours[-1] == 140 and first.gain == pytest.approx(0.5)
+    assert "too few hours" in second.verdict        # 150 to 200 are no doubling
 
 
 def test_the_program_writes_a_table_and_its_figures(program, monkeypatch, tmp_path, capsys):

@@ -271,7 +271,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         if step % args.evaluate_every == 0 or step == args.steps:
             mean_loss = processes.mean_over_processes(torch.stack(losses).mean()).item()
             now = time.monotonic()
-            row = {"step": step, "hours": round(step * hours_a_step, 2),
+            row = {"step": step, "hours": round(step * hours_a_step, 2), "snrs_db": task.mixing.snr_db,
                    "wall_hours": round((now - started) / 3600, 3),
                    "hours_per_hour": round(len(losses) * hours_a_step * 3600 / (now - since), 1),
                    **{k: round(v, 3) for k, v in watch.shares().items()}, "training_loss": round(mean_loss, 4),
