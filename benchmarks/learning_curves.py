@@ -28,9 +28,9 @@ SCORES = {              # name in the log -> title, whether more is better, what
 }
 NOTE = (
     "Scores are on validation mixtures, of speakers and noises never trained on, at the SNRs that are named. The last "
-    "30 % of the steps of a run have a falling learning rate, which lifts its end: a longer run is a little worse on the "
-    "way, and that part of the slope does not go on. Gain: median slope against the logarithm of the hours over the last "
-    "doubling of hours, with its 95 % interval (Theil and Sen). It is no promise for several doublings."
+    "30 % of the steps of a run have a falling learning rate, which lifts its end: a longer run is a little worse on "
+    "the way, and that part of the slope does not go on. Gain: median slope against the logarithm of the hours over "
+    "the last doubling of hours, with its 95 % interval (Theil and Sen). It is no promise for several doublings."
 )
 
 
