@@ -100,9 +100,15 @@ class Stage:
             raise argparse.ArgumentTypeError(f"{words}: expected METHOD[:remove][@SECONDS][^TEACHER]; METHOD is one of "
                                              f"auto, {', '.join([*METHODS, *VARIANTS])}")
         try:
-            return cls(method, others or "keep", float(seconds or 0), teacher)
+            stage = cls(method, others or "keep", float(seconds or 0), teacher)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{words}: {seconds!r} is no number of seconds") from error
+        if not 0 <= stage.seconds_of_clean < inf:
+            raise argparse.ArgumentTypeError(f"{words}: {seconds} s of clean speech cannot be")
+        if stage.recipe.true_share == 1 and not stage.seconds_of_clean:
+            raise argparse.ArgumentTypeError(f"{words}: {method} learns from clean speech alone; say how much, such as "
+                                             f"{method}@10")
+        return stage
 
     @property
     def recipe(self) -> Method:
@@ -142,15 +148,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="of each stage")
     parser.add_argument("--threads", type=int, default=1, help="of each training")
     parser.add_argument("--jobs", type=int, default=1, help="tasks at the same time")
-    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--peers", type=Path, metavar="FILE", help="makes the teachers that are no part of the package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/methods"), help="rows, networks and scores")
     parser.add_argument("--out", type=Path, default=RESULTS / "methods", help="of .md and .json")
     args = parser.parse_args()
     users = users_in(args.users.resolve(), args.only)
-    if not users:
-        parser.error(f"no users in {args.users}: expected <user>/recordings and <user>/tests")
+    absent = set(args.only or ()) - {user.name for user in users}
+    if not users or absent:
+        parser.error(f"no {', '.join(sorted(absent)) or 'users'} in {args.users}: expected <user>/recordings and "
+                     "<user>/tests")
+    if args.steps < 1:
+        parser.error(f"--steps {args.steps}: expected one or more")
     peers = None if args.peers is None else args.peers.resolve()
     settings = Settings(tuple(args.sets), args.work.resolve(), args.steps, args.threads, args.seed, peers)
     tasks = [_task(user, size, words, stages, settings) for size in args.size
@@ -171,13 +181,17 @@ def main() -> None:
                for row in unplain(json.loads(task.row.read_text("utf-8")))]
     if not results:
         parser.exit(2, "nothing could be trained\n")
-    setup = f"{len(users)} users; {args.steps} steps for each stage; {len(failed)} of {len(tasks)} tasks failed"
+    setup = f"{len(users)} users; {args.steps} steps for each stage"
+    if failed:
+        setup += f"; failed: {', '.join(f'{task.user.name} {task.words}' for task in failed)}"
     page = f"# Methods\n\n{environment_line(above)}\n\n{setup}\n\n{summary_page(results)}\n\n## Notes\n\n{NOTES}"
     told = {**asdict(settings), "work": None, "peers": None}
     write_results(page, plain({"environment": above, "settings": told, "summary": summary(results),
                                "gains": gains(results), "results": results}),
                   args.out.with_suffix(".md"), args.out.with_suffix(".json"))
     print(f"\n{page}")
+    if failed:
+        parser.exit(2, "some tasks failed; the same command tries them again\n")
 
 
 def _method(words: str) -> tuple[str, tuple[Stage, ...]]:

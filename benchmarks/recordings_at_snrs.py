@@ -1,6 +1,6 @@
 """The same recordings, noisier or cleaner, for `benchmarks/study.py`.
 
-    python benchmarks/recordings_at_snrs.py --users build/users 0 5 10 20
+    python benchmarks/recordings_at_snrs.py --users build/users --snrs 0 5 10 20
 
 takes the noise of every recording (<user>/recordings/NN.wav less the same speech without noise, <user>/clean/NN.wav)
 and adds it to the speech again, at each of the given SNRs in dB (of the RMS of the speech's active frames to that of
@@ -21,9 +21,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=Path, required=True, help="folder of users")
     parser.add_argument("--only", nargs="+", help="names of users, else all")
-    parser.add_argument("snrs", nargs="+", type=float, help="in dB")
+    parser.add_argument("--snrs", nargs="+", type=float, required=True, help="in dB, -30 to 60")
     args = parser.parse_args()
-    for user in users_in(args.users, args.only):
+    users = users_in(args.users, args.only)
+    if not users or not all(-30 <= snr_db <= 60 for snr_db in args.snrs):
+        parser.error("expected SNRs of -30 to 60 dB" if users else f"no such users in {args.users}")
+    for user in users:
         pairs = [(path, user / "clean" / path.name) for path in sorted((user / "recordings").glob("*.wav"))]
         if not pairs or not all(clean.exists() for _, clean in pairs):
             print(f"{user.name}: left out, no clean/NN.wav for each recordings/NN.wav")

@@ -18,7 +18,8 @@ from . import METHODS, OTHERS, Enhancer, Progress, PseError, __version__
 from .arguments import as_number, check_target
 from .audio_file import ENHANCED_SUFFIX, audio_files
 from .config import SIZES
-from .errors import AudioError, SettingsError, printable
+from .errors import AudioError, ModelFileError, SettingsError, printable
+from .model_format import read_model
 from .quiet import quiet_libraries
 
 DONE, KEPT, REFUSED, STOPPED = 0, 1, 2, 130
@@ -167,9 +168,19 @@ def _enhancer(args: argparse.Namespace) -> Enhancer:
     return Enhancer(args.model) if args.model else Enhancer(size=args.size or "small")
 
 
+def _check_replaceable(path: Path) -> None:
+    """Raises SettingsError where something lies at `path` that is no model file: a recording, for one."""
+    if path.exists() and path.stat().st_size:
+        try:
+            read_model(path)
+        except ModelFileError as error:
+            raise SettingsError(f"--out {path}: is there already, and no model file; choose another --out") from error
+
+
 @quiet_libraries()
 def _personalize(args: argparse.Namespace) -> int:
     check_target(args.out, "--out")
+    _check_replaceable(args.out)
     with _ProgressLine() as progress:
         enhancer = Enhancer.personalize(args.recordings, clean=args.clean, noise=args.noise, others=args.others,
                                         voices=args.voices, method=args.method, start=args.start,

@@ -210,7 +210,8 @@ class Enhancer:
 
         Args:
             recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of
-                speech is little, five are plenty.
+                speech is little, five are plenty. Of more than 20 minutes the middle of each recording is used, of
+                more than an hour the first hour read; of anything else at most ten minutes.
             clean: of the user as well, but without noise (close to the microphone, in a quiet room): seconds help, a
                 minute helps more. What does not sound clean is used as a noisy recording, and noted.
             noise: files or folders with noises that should be removed, beside those that the package makes itself.
@@ -231,9 +232,9 @@ class Enhancer:
             steps: number of training steps instead of as many as the budget allows, to repeat an earlier run.
             on_progress: called a few times a second with a `Progress`; if it returns False, training is cancelled.
             paused: asked a few times a second; while it is true, training rests and the budget's clock stands still.
-            checkpoint: a file for the state of training. It is written every ten seconds; if this process or the
-                machine goes down, the same call goes on from there. It holds weights, no audio, and is removed when
-                all is done.
+            checkpoint: a file for the state of training, a new one or what this wrote before. It is written every ten
+                seconds; if this process or the machine goes down, the same call goes on from there. It holds weights,
+                no audio, and is removed when all is done.
             seed: same seed, recordings, threads and number of steps, same specialist.
 
         Raises:
@@ -264,7 +265,7 @@ def generalist(size: str) -> Path:
     Raises:
         SettingsError: no such size. ModelFileError: the package came without it.
     """
-    if size not in SIZES:
+    if not isinstance(size, str) or size not in SIZES:
         raise SettingsError(f"no model of size {size!r}; choose one of {', '.join(SIZES)}")
     path = MODELS / f"{size}.onnx"
     if not path.exists():

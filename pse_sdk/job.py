@@ -10,11 +10,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:     # no POSIX system
+    fcntl = None        # type: ignore[assignment]
 
 from .arguments import as_number, as_whole_number, check_function, check_target
 from .config import SIZES
@@ -34,9 +40,15 @@ METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "ps
 OTHERS = ("keep", "remove")
 """What a specialist does with the voices of other people."""
 SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS = 20.0, 24 * 3600.0
-LONGEST_SECONDS, LONGEST_CLEAN_SECONDS = 3 * 3600.0, 600.0      # of recordings that one job learns from
+LONGEST_SECONDS, LONGEST_OTHER_SECONDS = 3600.0, 600.0      # of recordings, and of each other kind, that are read
 # glibc returns every large array to the system and faults it in again, at a third of the time of a training step
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+CHECKPOINT_HEADER = b"pse_sdk checkpoint\n"
+"""How a checkpoint's file begins. Nothing else is ever overwritten or removed as one."""
+MOST_SECONDS = 20 * 60.0        # of recordings: more than that is not learnt within a budget of minutes
+IN_USE = "in_use"
+"""A file in the job's folder that is locked while the process that made it lives."""
+FOLDER_PREFIX = "pse-"
 REST = "rest"
 """While a file of this name is in the job's folder, training rests."""
 OVERTIME_SECONDS = 60.0         # beyond the budget, after which the child counts as stuck
@@ -83,38 +95,71 @@ def run_job(
                         steps, seed)
     if checkpoint is not None:
         check_target(checkpoint, "checkpoint")
+        if checkpoint.exists() and checkpoint.stat().st_size and not _is_checkpoint(checkpoint):
+            raise SettingsError(f"checkpoint {checkpoint}: is there already, and no checkpoint; name another file")
     settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
-    read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
-    given = read_recordings(clean, max_seconds=LONGEST_CLEAN_SECONDS) if clean is not None else []
-    foreign = read_recordings(noise, max_seconds=600.0) if noise is not None else []
-    talkers = read_recordings(voices, max_seconds=600.0) if voices is not None else []
+    read, cut = at_most(read_recordings(recordings, max_seconds=LONGEST_SECONDS), MOST_SECONDS)
+    given, foreign, talkers = (_read_others(source, name) for name, source in (
+        ("clean", clean), ("noise", noise), ("voices", voices)))
     estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
-    settings["notes"] = [f"recording {i + 1}: {note}" for i, recording in enumerate(read) for note in recording.notes]
-    folder = _new_folder()
+    settings["notes"] = [*cut, *(f"{kind} {i + 1}: {note}" for kind, sounds in (
+        ("recording", read), ("clean recording", given), ("noise", foreign), ("recording of voices", talkers))
+        for i, sound in enumerate(sounds) for note in sound.notes)]
+    _remove_abandoned()
+    folder, in_use = _new_folder()
     try:
         _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign, "voice": talkers,
                                       "estimate": estimates})
         if start is not None:
             (folder / "start.onnx").write_bytes(start)
         _run_child(folder, settings, deadline, on_progress, paused)
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+        if checkpoint is not None and _is_checkpoint(checkpoint):
+            checkpoint.unlink()
         report = Report.from_json((folder / "report.json").read_text())
         return (read_model(folder / "model.onnx") if report.accepted else None), report
     finally:
+        in_use.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(CHECKPOINT_HEADER)) == CHECKPOINT_HEADER
+    except OSError:
+        return False
+
+
+def _read_others(source: Source | Sequence[Source] | None, name: str) -> list[Recording]:
+    """What the argument called `name` gives. An empty list is more likely a mistake than a wish."""
+    if isinstance(source, (list, tuple)) and not source:
+        raise SettingsError(f"{name}=[] holds no recordings; leave {name} out, or name some")
+    return [] if source is None else read_recordings(source, max_seconds=LONGEST_OTHER_SECONDS)
+
+
+def at_most(recordings: list[Recording], seconds: float) -> tuple[list[Recording], tuple[str, ...]]:
+    """The recordings, or the same share from the middle of each where they are longer together, and a note of that."""
+    total = sum(recording.seconds for recording in recordings)
+    if total <= seconds:
+        return recordings, ()
+    kept = []
+    for recording in recordings:
+        length = int(len(recording.samples) * seconds / total)
+        start = (len(recording.samples) - length) // 2
+        kept.append(replace(recording, samples=recording.samples[start:start + length].copy()))
+    return kept, (f"of {total / 60:.0f} minutes of recordings {seconds / 60:.0f} were used, from the middle of each",)
 
 
 def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: str, budget_seconds: float,
              threads: int | None, nice: int, steps: int | None, seed: int) -> dict[str, Any]:
     """The settings for the training process, once every one of them is in range and can be followed here."""
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise SettingsError(f"no method {method!r}; choose one of {', '.join(METHODS)}")
-    if size not in SIZES:
+    if not isinstance(size, str) or size not in SIZES:
         raise SettingsError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
-    if others not in OTHERS:
+    if not isinstance(others, str) or others not in OTHERS:
         raise SettingsError(f"no way {others!r} to treat others; choose one of {', '.join(OTHERS)}")
     if method == "finetune" and not has_clean:
         raise SettingsError("the method finetune learns from clean speech alone; give clean=, or another method")
@@ -142,20 +187,43 @@ def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Rec
     for i, recording in enumerate(recordings):
         _tell(on_progress, Progress("teach", 0.0, max(0.0, deadline - time.time()),
                                     f"asking the teacher, recording {i + 1} of {len(recordings)}"))
-        given = np.asarray(teacher(recording.samples.copy()))
-        if given.shape != recording.samples.shape or given.dtype.kind != "f" or not np.isfinite(given).all():
+        answer = teacher(recording.samples.copy())
+        try:
+            given = np.asarray(answer)
+        except ValueError as error:
+            raise SettingsError(f"teacher: expected as many finite floats as it was given, {recording.samples.shape}, "
+                                f"and got what is no array ({error})") from error
+        with np.errstate(over="ignore"):
+            floats = given.astype(np.float32) if given.dtype.kind == "f" else given
+        if given.shape != recording.samples.shape or given.dtype.kind != "f" or not np.isfinite(floats).all():
             raise SettingsError(f"teacher: expected as many finite floats as it was given, {recording.samples.shape}, "
                                 f"and got {given.dtype} {given.shape}; look for NaN and Inf, too")
-        found.append(Recording(given.astype(np.float32), recording.name))
+        found.append(Recording(floats, recording.name))
     return found
 
 
-def _new_folder() -> Path:
+def _new_folder() -> tuple[Path, IO[bytes]]:
+    """For a job, and the file in it that says that it is in use, open and locked."""
     try:
-        return Path(tempfile.mkdtemp(prefix="pse-"))        # mode 0700: nobody else reads the samples
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))       # mode 0700: nobody else reads the samples
+        in_use = (folder / f"{IN_USE}.new").open("wb")
+        if fcntl is not None:
+            fcntl.flock(in_use, fcntl.LOCK_EX)
+            (folder / f"{IN_USE}.new").rename(folder / IN_USE)      # locked before anybody can find it
+        return folder, in_use
     except OSError as error:
         raise PersonalizationError(f"no temporary folder to work in ({error}); "
                                    "set TMPDIR to a folder that can be written") from error
+
+
+def _remove_abandoned() -> None:
+    """Jobs of this user whose processes were all killed at once, so that nobody could remove their recordings."""
+    if fcntl is None:
+        return
+    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*/{IN_USE}"):
+        with suppress(OSError), path.open("rb") as in_use:
+            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)      # fails while its process lives
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _write_job(folder: Path, settings: dict[str, Any], sounds: dict[str, list[Recording]]) -> None:
@@ -179,6 +247,7 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
     threads = str(settings["threads"])
     environment = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     package_root = str(Path(__file__).parent.parent)
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")      # or torch leaves a folder beside ours
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
     with (folder / "errors.txt").open("wb") as errors:
         child = subprocess.Popen([sys.executable, "-m", "pse_sdk.training", str(folder)], stdout=subprocess.PIPE,

@@ -37,6 +37,7 @@ _SILENCE = 1e-4  # a swing of 3 steps of 16 bits, -80 dBFS: no microphone in a r
 _CORRELATED = 0.5
 _CLIPPED_SHARE = 0.001
 _AUDIBLE_OFFSET = 0.01
+SAME_SOUND = 0.999      # squared correlation of two recordings of the same length that are one
 
 Source = str | os.PathLike[str] | tuple[Any, float]
 """A file, a folder, or `(samples, sample_rate)`."""
@@ -69,8 +70,8 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
 
     Mended: channels become their average where they agree with the loudest one, so that neither opposite phase
     nor a dead channel harms it; a constant offset (DC) is removed; NaN, Inf and impossible numbers become 0;
-    what goes beyond full scale is scaled down to it; the same content given twice is used once. Noted, not
-    mended: clipping, and a file that ends early.
+    what goes beyond full scale is scaled down to it; the same sound given twice, louder or softer, is used once.
+    Noted, not mended: clipping, and a file that ends early.
 
     Memory is that of the result and one block. Every file is decoded twice, first to look, then to convert.
 
@@ -111,6 +112,7 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
             leave_out(error)
             continue
         content = hashlib.sha256(recording.samples.data).digest()
+        content = next((key for key, other in recordings.items() if _is_copy(other, recording)), content)
         if content in recordings:
             first = recordings[content]
             recordings[content] = replace(first, notes=(*first.notes, f"given again as {recording.name}: used once"))
@@ -122,6 +124,14 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
         raise AudioError("no recordings to use: " + (shown or "the list of sources is empty"))
     *others, last = recordings.values()
     return [*others, replace(last, notes=(*last.notes, *remarks))]
+
+
+def _is_copy(one: Recording, other: Recording) -> bool:
+    """Whether they hold the same sound, be it louder or softer."""
+    if len(one.samples) != len(other.samples):
+        return False
+    product = float(one.samples @ other.samples)
+    return product**2 > SAME_SOUND * float(one.samples @ one.samples) * float(other.samples @ other.samples)
 
 
 # From sources to inputs, each of which is one recording.

@@ -12,6 +12,7 @@ PARTS = ("training", "validation", "guard")
 SHARES = (0.7, 0.15, 0.15)
 GAP_FRAMES = 31                 # half a second between parts, so that no sound is in two of them
 SHORTEST_SPLIT_SECONDS = 20.0   # shorter recordings go whole into one part
+LEAST_JUDGED_FRAMES = 200       # 3.2 s in the parts that judge: shorter ones hold nothing to judge with
 PAUSE_PROBABILITY = 0.3         # below it a frame is a pause
 PAUSE_COLLAR = 3                # frames next to speech that are not harvested
 SHORTEST_PAUSE = 10             # frames, 0.16 s
@@ -64,9 +65,12 @@ def split(recordings: Sequence[Stretch]) -> dict[str, list[Stretch]]:
             continue
         # the judged parts lie at the end of one recording, at the start of the next
         order = PARTS if i % 2 == 0 else (PARTS[2], PARTS[1], PARTS[0])
+        judged = max(int(SHARES[1] * recording.n_frames), LEAST_JUDGED_FRAMES)
+        most = recording.n_frames - judged - LEAST_JUDGED_FRAMES - 2 * GAP_FRAMES
+        lengths = {PARTS[0]: min(int(SHARES[0] * recording.n_frames), most), PARTS[1]: judged, PARTS[2]: judged}
         start = 0
         for name in order:
-            stop = min(start + int(SHARES[PARTS.index(name)] * recording.n_frames), recording.n_frames)
+            stop = min(start + lengths[name], recording.n_frames)
             part = cut(recording, start, stop)
             parts[name].append(part)
             filled[name] += part.n_frames

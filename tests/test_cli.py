@@ -11,6 +11,7 @@ import soundfile
 
 from pse_sdk import Enhancer, Progress, Report
 from pse_sdk.cli import _ProgressLine, main
+from pse_sdk.empty_model import empty_model
 
 RATE = 48_000
 ROOT = Path(__file__).parent.parent
@@ -31,7 +32,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 def program(*arguments, stdout=subprocess.PIPE, **environment):
     """`pse` as a process of its own."""
-    return subprocess.run([sys.executable, "-m", "pse_sdk.cli", *map(str, arguments)], stdout=stdout,
+    return subprocess.run([sys.executable, "-m", "pse_sdk", *map(str, arguments)], stdout=stdout,
                           stderr=subprocess.PIPE, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
 
@@ -136,10 +137,17 @@ def test_a_script_sees_whether_a_specialist_replaced_the_file_that_was_there(cap
         return enhancer
     monkeypatch.setattr(Enhancer, "personalize", classmethod(fake))
     target = tmp_path / "me.onnx"
-    target.write_bytes(b"last good model")
+    before = empty_model()
+    target.write_bytes(before)
     code, out, _ = run(capsys, "personalize", wav, "--out", target)
     assert code == expected and "a verdict" in out
-    assert (target.read_bytes() == b"last good model") == (status != "accepted")
+    assert (target.read_bytes() == before) == (status != "accepted")
+
+
+def test_personalize_never_replaces_what_is_no_model_file(capsys, wav):
+    before = wav.read_bytes()
+    code, _, err = run(capsys, "personalize", wav, "--out", wav)
+    assert code == 2 and "no model file" in err and wav.read_bytes() == before
 
 
 @pytest.mark.parametrize("arguments", [

@@ -55,7 +55,7 @@ def test_words_for_a_method(methods, words, stages):
     assert methods._method(words) == (words, tuple(methods.Stage(*stage) for stage in stages))
 
 
-@pytest.mark.parametrize("words", ["magic", "auto:hide", "auto@soon", ""])
+@pytest.mark.parametrize("words", ["magic", "auto:hide", "auto@soon", "auto@-3", "auto@inf", "finetune", ""])
 def test_words_for_no_method(methods, words):
     with pytest.raises(argparse.ArgumentTypeError):
         methods._method(words)

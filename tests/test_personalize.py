@@ -23,6 +23,7 @@ from pse_sdk.errors import (
     SettingsError,
 )
 from pse_sdk.noise import foreign_noise
+from pse_sdk.recordings import Recording
 
 RATE = 16_000
 
@@ -142,7 +143,8 @@ def test_another_teacher_is_asked_once_for_each_recording(reader_recordings):
         np.testing.assert_allclose(samples, recording, atol=1e-3)
 
 
-@pytest.mark.parametrize("answer", [np.zeros(3, np.float32), np.zeros(30 * RATE, np.int16), None,
+@pytest.mark.parametrize("answer", [np.full(30 * RATE, 1e39), [[1.0, 2.0], [3.0]],
+                                    np.zeros(3, np.float32), np.zeros(30 * RATE, np.int16), None,
                                     np.full(30 * RATE, np.nan, np.float32)])
 def test_a_teacher_that_answers_with_something_else_is_refused(hum, answer):
     with pytest.raises(SettingsError, match="teacher: expected as many finite floats"):
@@ -261,12 +263,49 @@ def test_importing_the_front_door_does_not_import_torch():
 
 
 def test_hours_of_recordings_are_cut_to_what_a_budget_can_learn():
-    from pse_sdk.training.specialist import at_most
     long, short = np.arange(3000 * RATE, dtype=np.float32), np.ones(1000 * RATE, np.float32)
-    (first, second), note = at_most([long, short], 1200)
-    assert (len(first), len(second)) == (900 * RATE, 300 * RATE)
-    assert first[0] == 1050 * RATE and "67 minutes" in note[0]
-    assert at_most([short], 1200)[1] == ()
+    short_one = Recording(short, "short", ("clipped",))
+    (first, second), note = job.at_most([Recording(long, "long"), short_one], 1200)
+    assert (len(first.samples), len(second.samples)) == (900 * RATE, 300 * RATE)
+    assert first.samples[0] == 1050 * RATE and "67 minutes" in note[0] and second.notes == ("clipped",)
+    assert job.at_most([short_one], 1200) == ([short_one], ())
+
+
+@pytest.mark.parametrize("content", [b"my diary", b"PK\x03\x04 a torch file of somebody else's"])
+def test_a_file_that_is_no_checkpoint_is_never_touched(hum, tmp_path, content):
+    diary = tmp_path / "diary"
+    diary.write_bytes(content)
+    with pytest.raises(SettingsError, match="no checkpoint"):
+        Enhancer.personalize([hum], checkpoint=diary)
+    assert diary.read_bytes() == content
+
+
+def test_words_that_are_arrays_are_refused_like_others():
+    for name in ("method", "size", "others"):
+        with pytest.raises(SettingsError, match="array"):
+            Enhancer.personalize("no/such/folder", **{name: np.zeros(2)})
+
+
+def test_an_empty_list_is_named(hum):
+    for name in ("clean", "noise"):
+        with pytest.raises(SettingsError, match=name):
+            Enhancer.personalize([hum], **{name: []})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX locks")
+def test_recordings_of_processes_that_were_all_killed_are_removed_by_the_next_call(hum, temporary_files):
+    code = ("import os, signal, sys, tempfile\nfrom pse_sdk import job\ntempfile.tempdir = sys.argv[1]\n"
+            "folder, in_use = job._new_folder()\n(folder / 'recording-00000.npy').write_bytes(b'a voice')\n"
+            "print('ready', flush=True)\nsys.stdin.read()")
+    other = subprocess.Popen([sys.executable, "-c", code, str(temporary_files)], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"ready\n"
+    job._remove_abandoned()
+    [left] = temporary_files.glob("pse-*/*.npy")        # it is still at work
+    other.kill()
+    other.communicate()
+    job._remove_abandoned()
+    assert not left.parent.exists()
 
 
 @needs_models

@@ -546,6 +546,8 @@ def test_the_same_content_is_used_once(folder):
     assert first.notes == (f"given again as {folder / 'a.flac'}: used once",)
     assert second.notes == third.notes == ()
     assert len(read_recordings([(white_noise(), 16_000)] * 3)) == 1
+    louder = read_recordings([(white_noise(seed=7), 16_000), (0.3 * white_noise(seed=7), 16_000)])
+    assert len(louder) == 1 and "used once" in louder[0].notes[0]
 
 
 def test_one_bad_file_among_good_ones_is_named(folder):

@@ -8,6 +8,7 @@ from pse_sdk.purification import FrameAnalysis
 from pse_sdk.segments import (
     FADE,
     GAP_FRAMES,
+    LEAST_JUDGED_FRAMES,
     PARTS,
     PAUSE_COLLAR,
     SHARES,
@@ -72,12 +73,20 @@ def test_frames_stay_with_their_samples(lengths):
             np.testing.assert_array_equal(np.diff(stretch.frames.snr_db), 1)
 
 
-@pytest.mark.parametrize("n_frames", [LONG, 5000, 20_000])
+@pytest.mark.parametrize("n_frames", [1800, 5000, 20_000])
 def test_a_long_recording_is_shared_out_among_all_parts(n_frames):
     parts = split([numbered(n_frames)])
     for name, share in zip(PARTS, SHARES, strict=True):
         n_given = sum(stretch.n_frames for stretch in parts[name])
         assert n_given == pytest.approx(share * n_frames, abs=2 * GAP_FRAMES + 2)
+
+
+@pytest.mark.parametrize("n_frames", range(LONG, 1800, 20))
+def test_the_shortest_recordings_that_are_split_leave_enough_to_judge_with(n_frames):
+    for i in range(2):      # judged parts at the end, judged parts at the start
+        parts = split(recordings([n_frames] * 2))
+        assert min(parts[name][i].n_frames for name in ("validation", "guard")) >= LEAST_JUDGED_FRAMES
+        assert parts["training"][i].n_frames > n_frames / 2
 
 
 def test_the_parts_lie_in_turn_at_the_start_and_at_the_end():

@@ -278,7 +278,7 @@ def test_recordings_can_be_made_noisier(monkeypatch, users):
         pytest.approx(5, abs=0.2)
     assert np.std(noisier) == pytest.approx(np.std(speech + 0.1 * noise), rel=0.01)
 
-    monkeypatch.setattr("sys.argv", ["recordings_at_snrs.py", "--users", str(users), "0", "12.5"])
+    monkeypatch.setattr("sys.argv", ["recordings_at_snrs.py", "--users", str(users), "--snrs", "0", "12.5"])
     program_.main()     # neither Ann nor Bob has clean speech for every recording
     assert not list(users.glob("*/recordings-*"))
     for name in ("00", "01"):

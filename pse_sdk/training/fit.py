@@ -1,6 +1,7 @@
 """Train a specialist from a start network on pseudo-mixtures, within a budget of time or of steps."""
 
 import copy
+import io
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..job import CHECKPOINT_HEADER
 from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram
 from .network import Denoiser
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
@@ -221,7 +223,9 @@ class _Run:
                  **{name: getattr(self, name) for name in _NUMBERS}}
         partial = checkpoint.path.with_name(f".{checkpoint.path.name}.partial")
         try:
-            torch.save(state, partial)
+            with partial.open("wb") as file:
+                file.write(CHECKPOINT_HEADER)
+                torch.save(state, file)
             partial.replace(checkpoint.path)
         except (OSError, RuntimeError):
             with suppress(OSError):
@@ -230,7 +234,8 @@ class _Run:
     def load(self, checkpoint: Checkpoint, mixtures: PseudoMixtures) -> None:
         """Go on where the checkpoint was saved, if it is there, whole, and of this training."""
         try:
-            state = torch.load(checkpoint.path, weights_only=True)
+            content = checkpoint.path.read_bytes().removeprefix(CHECKPOINT_HEADER)
+            state = torch.load(io.BytesIO(content), weights_only=True)
             if state["key"] != checkpoint.key:
                 return
         except Exception:       # torch has no common class for what a damaged file leads to

@@ -32,12 +32,12 @@ from .voices import others_from
 
 LEAST_SPEECH_SECONDS = 20.0
 LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own error is several dB
-MOST_SECONDS = 20 * 60.0    # of recordings: more than that is not learnt within a budget of minutes
 FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
 N_SYNTHETIC_VOICES = 8
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 LEAST_TRAINING_SECONDS = 5.0
-FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export
+FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export, and on a slow machine
+FINISH_SCORES = 12.0        # so many times what one look at the validation part takes
 MIXES = (1.0, 0.7, 0.4)     # shares of the way from the start to the trained weights that are tried
 
 Progress = Callable[[str, float, float, str], None]
@@ -148,7 +148,8 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
         progress("done", 1.0, 0.0, "done")
     except NoSpecialist as reason:
         verdict = reason.verdict
-    return model, Report(**facts, **verdict, seconds_spent=round(time.time() - began, 1))
+    spent = job.budget_seconds - job.seconds_left()     # the caller's clock runs since before this process began
+    return model, Report(**facts, **verdict, seconds_spent=round(spent if spent > 0 else time.time() - began, 1))
 
 
 def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: None) -> Material:
@@ -158,11 +159,12 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
         NoSpecialist: too little speech, in all or in one part, or no time left.
     """
     progress("analyse", 0.0, job.seconds_left(), "judging the recordings")
-    predictor = FramePredictor()
-    recordings, note = at_most(job.recordings, MOST_SECONDS)
-    estimates = at_most(job.estimates, MOST_SECONDS)[0] if job.estimates else [None] * len(recordings)
-    stretches = [_stretch(samples, predictor, estimate)
-                 for samples, estimate in zip(recordings, estimates, strict=True)]
+    predictor, note = FramePredictor(), tuple[str, ...]()
+    stretches = []
+    for i, samples in enumerate(job.recordings):
+        if job.seconds_left() < FINISH_SECONDS:
+            raise _out_of_time(job)
+        stretches.append(_stretch(samples, predictor, job.estimates[i] if job.estimates else None))
     given = [_stretch(samples, predictor) for samples in job.clean]
     clean = [stretch for stretch in given if stretch.snr_db >= LEAST_CLEAN_SNR_DB]
     doubted = [stretch for stretch in given if not stretch.snr_db >= LEAST_CLEAN_SNR_DB]    # NaN: no speech in it
@@ -228,8 +230,9 @@ def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
     Raises:
         NoSpecialist: no time left.
     """
+    began = job.clock.now()
     score = Score(start, material.validation)
-    seconds = job.seconds_left() - FINISH_SECONDS
+    seconds = job.seconds_left() - max(FINISH_SECONDS, FINISH_SCORES * (job.clock.now() - began))
     if seconds < LEAST_TRAINING_SECONDS:
         raise _out_of_time(job)
 
@@ -262,7 +265,8 @@ def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: di
     mix = max(mixed, key=lambda mix: score(mixed[mix]))
     candidate = mixed[mix]
     gain, checks = judge(candidate, start, material.guard, job.seed)
-    if not all(check.passed for check in checks):       # half the way may pass where the whole did too much
+    gentle = not job.training_method.random_start
+    if gentle and not all(check.passed for check in checks):    # half the way may pass where the whole did too much
         gentler = interpolate(start, candidate, 0.5)
         second_gain, second_checks = judge(gentler, start, material.guard, job.seed)
         if all(check.passed for check in second_checks):
@@ -291,19 +295,6 @@ def _out_of_time(job: Job) -> NoSpecialist:
     return NoSpecialist(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
                               f"{job.before.capitalize()} stays in use.",
                         ["give a larger budget_seconds, or fewer hours of recordings"])
-
-
-def at_most(recordings: Sequence[np.ndarray], seconds: float) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """The recordings, or the same share from the middle of each where they are longer together, and a note of that."""
-    total = seconds_of(recordings)
-    if total <= seconds:
-        return list(recordings), ()
-    kept = []
-    for samples in recordings:
-        length = int(len(samples) * seconds / total)
-        start = (len(samples) - length) // 2
-        kept.append(samples[start:start + length])
-    return kept, (f"of {total / 60:.0f} minutes of recordings {seconds / 60:.0f} were used, from the middle of each",)
 
 
 def interpolate(start: Denoiser, end: Denoiser, mix: float) -> Denoiser:
