@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from engines import on_this_machine
 from safetensors.torch import load_file, save_file
-from score_tables import Result, gains, summary, summary_page
+from score_tables import Result, gains, mean_over_clips, metrics_of, summary, summary_page
 from user_scores import (
     SETS,
     System,
@@ -187,11 +187,17 @@ def main() -> None:
     page = f"# Methods\n\n{environment_line(above)}\n\n{setup}\n\n{summary_page(results)}\n\n## Notes\n\n{NOTES}"
     told = {**asdict(settings), "work": None, "peers": None}
     write_results(page, plain({"environment": above, "settings": told, "summary": summary(results),
-                               "gains": gains(results), "results": results}),
+                               "gains": gains(results), "results": [_condensed(result) for result in results]}),
                   args.out.with_suffix(".md"), args.out.with_suffix(".json"))
     print(f"\n{page}")
     if failed:
         parser.exit(2, "some tasks failed; the same command tries them again\n")
+
+
+def _condensed(result: Result) -> Result:
+    """With the means over the clips instead of the clips."""
+    return replace(result, sets={name: [{metric: mean_over_clips(clips, metric) for metric in metrics_of(name)}]
+                                 for name, clips in result.sets.items()})
 
 
 def _method(words: str) -> tuple[str, tuple[Stage, ...]]:
