@@ -415,3 +415,11 @@ def test_what_training_cannot_start_from_is_refused_early(hum, settings, words):
 def test_a_start_of_another_size_is_refused(hum):
     with pytest.raises(SettingsError, match="size"):
         Enhancer.personalize([hum], size="small", start=Enhancer(size="tiny"))
+
+
+@pytest.mark.parametrize("notes, words", [(("recording 1: clipped: 47.1% of the samples",), "input level"),
+                                          ((), "closer to the microphone")])
+def test_clipped_recordings_are_not_told_to_come_closer(notes, words):
+    from pse_sdk.training.specialist import _advice
+    [advice] = _advice({"seconds_of_speech": 300, "seconds_of_noise": 60, "snr_db": 2.0, "notes": notes})
+    assert words in advice

@@ -264,7 +264,7 @@ def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: di
     """
     if fitted.score <= fitted.curve[0][1]:
         raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than {job.before}, which "
-                                 "stays in use.", ["give a larger budget_seconds", *_advice(facts)])
+                                 "stays in use.", ["give it a larger budget", *_advice(facts)])
     score = Score(start, material.validation)
     mixes = (1.0,) if job.training_method.random_start else MIXES   # between unrelated networks lies nothing of use
     mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
@@ -307,7 +307,7 @@ def is_narrow(stretch: Stretch) -> bool:
 def _out_of_time(job: Job) -> NoSpecialist:
     return NoSpecialist(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
                               f"{job.before.capitalize()} stays in use.",
-                        ["give a larger budget_seconds, or fewer hours of recordings"])
+                        ["give it a larger budget, or fewer hours of recordings"])
 
 
 def interpolate(start: Denoiser, end: Denoiser, mix: float) -> Denoiser:
@@ -351,6 +351,8 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
         advice.append("a few minutes more of speech would help most")
     if facts["seconds_of_noise"] < 10:
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
-    if facts["snr_db"] is not None and facts["snr_db"] < 5:
+    if any("clipped" in note for note in facts["notes"]):
+        advice.append("record anew with the input level turned down: clipped speech is learnt as it is")
+    elif facts["snr_db"] is not None and facts["snr_db"] < 5:
         advice.append("the recordings are very noisy; a few from closer to the microphone would help")
     return tuple(advice)
