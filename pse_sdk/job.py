@@ -220,7 +220,11 @@ def _remove_abandoned() -> None:
     """Jobs of this user whose processes were all killed at once, so that nobody could remove their recordings."""
     if fcntl is None:
         return
-    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*/{IN_USE}"):
+    try:
+        found = list(Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*/{IN_USE}"))
+    except OSError:
+        return
+    for path in found:
         with suppress(OSError), path.open("rb") as in_use:
             fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)      # fails while its process lives
             shutil.rmtree(path.parent, ignore_errors=True)
