@@ -45,7 +45,7 @@ LONGEST_SECONDS, LONGEST_OTHER_SECONDS = 3600.0, 600.0      # of recordings, and
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 CHECKPOINT_HEADER = b"pse_sdk checkpoint\n"
 """How a checkpoint's file begins. Nothing else is ever overwritten or removed as one."""
-MOST_SECONDS = 20 * 60.0        # of recordings: more than that is not learnt within a budget of minutes
+MOST_SECONDS = 10 * 60.0        # of recordings: more is not learnt within a budget of minutes, and takes memory
 IN_USE = "in_use"
 """A file in the job's folder that is locked while the process that made it lives."""
 FOLDER_PREFIX = "pse-"

@@ -5,6 +5,7 @@ import numpy as np
 from .config import STFT
 
 WINDOW = np.sqrt(np.hanning(STFT.n_fft + 1)[:-1]).astype(np.float32)
+FRAMES_AT_ONCE = 4096
 
 
 def power_spectrogram(samples: np.ndarray) -> np.ndarray:
@@ -12,10 +13,12 @@ def power_spectrogram(samples: np.ndarray) -> np.ndarray:
 
     Shape: `samples` [T], result [N, F] with N = T // hop_length; the first frame starts with a hop of zeros.
     """
-    n_frames = len(samples) // STFT.hop_length
-    padded = np.concatenate([np.zeros(STFT.delay, np.float32), samples[:n_frames * STFT.hop_length]])
-    if not n_frames:
-        return np.zeros((0, STFT.n_bins), np.float32)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, STFT.n_fft)[::STFT.hop_length]
-    spectrum = np.fft.rfft(frames * WINDOW)
-    return np.asarray(spectrum.real**2 + spectrum.imag**2, np.float32)
+    n_frames, hop = len(samples) // STFT.hop_length, STFT.hop_length
+    power = np.zeros((n_frames, STFT.n_bins), np.float32)
+    padded = np.concatenate([np.zeros(STFT.delay, np.float32), samples[:n_frames * hop]])
+    for start in range(0, n_frames, FRAMES_AT_ONCE):        # or half an hour's transform would take a gigabyte
+        block = padded[start * hop:(start + FRAMES_AT_ONCE - 1) * hop + STFT.n_fft]
+        frames = np.lib.stride_tricks.sliding_window_view(block, STFT.n_fft)[::hop]
+        spectrum = np.fft.rfft(frames * WINDOW)
+        power[start:start + FRAMES_AT_ONCE] = spectrum.real**2 + spectrum.imag**2
+    return power

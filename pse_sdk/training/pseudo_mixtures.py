@@ -246,4 +246,7 @@ def _to_unit_rms(mixture: Tensor) -> Tensor:
 def _gate(silent: np.ndarray) -> np.ndarray:
     """Samples' gains [N * hop]: zero in the frames that are `silent` [N], fading over a hop."""
     hop = STFT.hop_length
-    return np.interp(np.arange(len(silent) * hop), np.arange(len(silent)) * hop + hop / 2, 1.0 - silent)
+    ramp = np.arange(hop, dtype=np.float32) / hop
+    gain = np.pad(1 - silent.astype(np.float32), 1, mode="edge")[:, None]
+    between = gain[:-1] * (1 - ramp) + gain[1:] * ramp      # from the middle of a frame to that of the next
+    return between.reshape(-1)[hop // 2:][:len(silent) * hop]

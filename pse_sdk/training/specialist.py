@@ -19,7 +19,7 @@ from ..model_format import ModelInfo, digest_of
 from ..noise import foreign_noise, synthetic_voice
 from ..purification import FramePredictor
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Report
-from ..segments import Stretch, harvest_pauses, split
+from ..segments import Stretch, cut, harvest_pauses, split
 from ..stft import power_spectrogram
 from .corpus import Bank
 from .fit import Checkpoint, Fit, FitConfig, fit
@@ -36,6 +36,7 @@ LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own 
 FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
 N_SYNTHETIC_VOICES = 8
 NARROW_BAND_HZ, NARROW_SHARE = 5000, 1e-5       # less of the energy above it than that: nothing
+NARROW_FRAMES = 8000
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 LEAST_TRAINING_SECONDS = 5.0
 FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export, and on a slow machine
@@ -298,8 +299,9 @@ def _export(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
 
 
 def is_narrow(stretch: Stretch) -> bool:
-    """Whether its speech ends below `NARROW_BAND_HZ`."""
-    power = power_spectrogram(stretch.samples)[stretch.frames.speech > 0.5].sum(0)
+    """Whether its speech ends below `NARROW_BAND_HZ`, by its first minutes."""
+    first = cut(stretch, 0, NARROW_FRAMES)
+    power = power_spectrogram(first.samples)[first.frames.speech > 0.5].sum(0)
     edge = round(NARROW_BAND_HZ / STFT.sample_rate * STFT.n_fft)
     return bool(power[edge:].sum() < NARROW_SHARE * power.sum())
 

@@ -18,6 +18,7 @@ from .network import Denoiser, load_network
 # with longer stretches it is worse.
 CHUNK, MARGIN = 320, 60
 N_AT_ONCE = 32
+BLOCK = 30 * STFT.sample_rate
 BEST_GENERALIST = "medium"      # learnt longer, and from more noise, than `large`
 
 
@@ -43,8 +44,13 @@ class Teacher:
 
     def estimate(self, samples: np.ndarray) -> np.ndarray:
         """The speech [T] in samples [T] at the model's rate, time-aligned."""
-        causal = self._generalist.enhance(samples, STFT.sample_rate)
-        return np.asarray(0.5 * (causal + estimate_speech(self._looks_ahead, samples)), np.float32)
+        speech = estimate_speech(self._looks_ahead, samples)
+        with self._generalist.stream(STFT.sample_rate) as stream:       # in blocks, for the sake of memory
+            blocks = [stream.process(samples[start:start + BLOCK]) for start in range(0, len(samples), BLOCK)]
+            causal = np.concatenate([*blocks, stream.flush()])[stream.delay_samples:]
+        speech += causal
+        speech *= 0.5
+        return speech
 
 
 @torch.no_grad()
@@ -56,10 +62,11 @@ def estimate_speech(network: Denoiser, samples: np.ndarray) -> np.ndarray:
     n_after = (n_chunks * inner + MARGIN) * hop - len(samples)
     padded = np.pad(samples, (MARGIN * hop, n_after), mode="reflect" if len(samples) > 1 else "edge")
     chunks = torch.from_numpy(padded).unfold(0, CHUNK * hop, inner * hop)
-    found = []
-    for some in chunks.split(N_AT_ONCE):
+    found = np.empty((len(chunks), inner * hop), np.float32)
+    for start in range(0, len(chunks), N_AT_ONCE):
+        some = chunks[start:start + N_AT_ONCE]
         spectra = spectrogram(torch.nn.functional.pad(some, (0, hop)))
         estimate, _ = network(spectra, network.initial_state(len(some)))
         aligned = waveform(estimate)[:, STFT.delay:]
-        found.append(aligned[:, MARGIN * hop:(MARGIN + inner) * hop])
-    return torch.cat(found).flatten()[:len(samples)].numpy()
+        found[start:start + N_AT_ONCE] = aligned[:, MARGIN * hop:(MARGIN + inner) * hop].numpy()
+    return found.reshape(-1)[:len(samples)]
