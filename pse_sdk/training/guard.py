@@ -33,6 +33,7 @@ WORST_LOWERED_DB = -0.6
 CLEAN_ENOUGH_DB = 30.0      # changes this far below the speech are not heard
 WORST_PAUSE_DB = 1.0
 N_BOOTSTRAP = 1000
+N_AT_ONCE = 16              # items enhanced at once, for the sake of memory
 
 
 def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
@@ -46,9 +47,11 @@ def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
 @torch.no_grad()
 def enhance_batch(network: Denoiser, noisy: Tensor) -> Tensor:
     """Aligned with `noisy` [B, T], T a multiple of the hop."""
-    padded = torch.nn.functional.pad(noisy, (0, STFT.hop_length))
-    enhanced, _ = network(spectrogram(padded), network.initial_state(len(noisy)))
-    return waveform(enhanced)[:, STFT.delay:]
+    found = []
+    for some in torch.nn.functional.pad(noisy, (0, STFT.hop_length)).split(N_AT_ONCE):
+        enhanced, _ = network(spectrogram(some), network.initial_state(len(some)))
+        found.append(waveform(enhanced)[:, STFT.delay:])
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)

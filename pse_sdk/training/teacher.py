@@ -17,7 +17,7 @@ from .network import Denoiser, load_network
 # Frames estimated at once, and how many at each inner edge are estimated twice. It learnt from 5.12 s at a time, and
 # with longer stretches it is worse.
 CHUNK, MARGIN = 320, 60
-N_AT_ONCE = 32
+N_AT_ONCE = 8
 BLOCK = 30 * STFT.sample_rate
 BEST_GENERALIST = "medium"      # learnt longer, and from more noise, than `large`
 
