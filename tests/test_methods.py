@@ -106,6 +106,7 @@ def test_a_row_holds_what_was_trained_and_what_the_user_gets(methods, user, sett
     monkeypatch.setattr(methods, "choose", choose)
     monkeypatch.setattr(methods, "Score", Zero)
     monkeypatch.setattr(methods, "estimates", lambda *_: [])
+    monkeypatch.setattr(methods.torch, "set_flush_denormal", lambda _: True)    # it would stay so for other tests
     generalist, task = (task_of(methods, user, settings, words) if words else
                         methods._task(user, "tiny", "", (), settings) for words in ("", "pseudose,finetune@1"))
     for one in (generalist, task):
