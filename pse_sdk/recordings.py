@@ -127,11 +127,10 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
 
 
 def _is_copy(one: Recording, other: Recording) -> bool:
-    """Whether they hold the same sound, be it louder or softer."""
-    if len(one.samples) != len(other.samples):
-        return False
-    product = float(one.samples @ other.samples)
-    return product**2 > SAME_SOUND * float(one.samples @ one.samples) * float(other.samples @ other.samples)
+    """Whether they hold the same sound, be it louder or softer. A few samples tell most that do not."""
+    return len(one.samples) == len(other.samples) and all(
+        float(a @ b) ** 2 > SAME_SOUND * float(a @ a) * float(b @ b)
+        for a, b in ((one.samples[::step], other.samples[::step]) for step in (61, 1)))
 
 
 # From sources to inputs, each of which is one recording.
