@@ -25,14 +25,24 @@ from typing import Any
 
 from engines import on_this_machine
 from score_tables import Result, gains, summary, summary_page
-from user_scores import digest, digest_of_files, evaluate, our_system, plain, read, unplain, users_in, write_json
+from user_scores import (
+    RATE,
+    digest,
+    digest_of_files,
+    evaluate,
+    our_system,
+    plain,
+    read,
+    unplain,
+    users_in,
+    write_json,
+)
 
 from pse_sdk import Enhancer
 from pse_sdk.config import SIZES
 from pse_sdk.tables import environment, environment_line, write_results
 
 RESULTS = Path(__file__).resolve().parent / "results"
-RATE = 16_000
 ROOMS = ("old room", "new room")
 
 NOTES = """\

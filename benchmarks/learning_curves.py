@@ -68,9 +68,8 @@ def curves_of(model: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """
     by_step = {row["step"]: row for row in rows}
     ordered = [by_step[step] for step in sorted(by_step)]
-    parts = {kind: list(some) for kind, some in groupby(ordered, lambda row: tuple(row.get("snrs_db", ())))}
-    return [curve_of(f"{model}, {kind[0]:g} to {kind[1]:g} dB" if kind else model, some)
-            for kind, some in parts.items()]
+    return [curve_of(f"{model}, {kind[0]:g} to {kind[1]:g} dB" if kind else model, list(some))
+            for kind, some in groupby(ordered, lambda row: tuple(row.get("snrs_db", ())))]
 
 
 def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
