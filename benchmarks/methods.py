@@ -40,6 +40,7 @@ from user_scores import (
     System,
     digest,
     digest_of_files,
+    digest_of_package,
     evaluate,
     first_seconds,
     plain,
@@ -49,7 +50,7 @@ from user_scores import (
     write_json,
 )
 
-from pse_sdk.config import MODELS, SIZES, STFT
+from pse_sdk.config import SIZES, STFT
 from pse_sdk.errors import PseError, SettingsError
 from pse_sdk.peers import make_peer
 from pse_sdk.report import ACCEPTED
@@ -136,6 +137,7 @@ class Settings:
     threads: int
     seed: int
     peers: Path | None
+    voices: Path | None
 
 
 def main() -> None:
@@ -150,6 +152,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="tasks at the same time")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--peers", type=Path, metavar="FILE", help="makes the teachers that are no part of the package")
+    parser.add_argument("--voices", type=Path, metavar="FOLDER",
+                        help="of WAV files of other people speaking, for METHOD:remove")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/methods"), help="rows, networks and scores")
     parser.add_argument("--out", type=Path, default=RESULTS / "methods", help="of .md and .json")
@@ -161,8 +165,10 @@ def main() -> None:
                      "<user>/tests")
     if args.steps < 1:
         parser.error(f"--steps {args.steps}: expected one or more")
-    peers = None if args.peers is None else args.peers.resolve()
-    settings = Settings(tuple(args.sets), args.work.resolve(), args.steps, args.threads, args.seed, peers)
+    if args.voices is not None and not list(args.voices.glob("*.wav")):
+        parser.error(f"--voices {args.voices}: no WAV files there")
+    settings = Settings(tuple(args.sets), args.work.resolve(), args.steps, args.threads, args.seed,
+                        _absolute(args.peers), _absolute(args.voices))
     tasks = [_task(user, size, words, stages, settings) for size in args.size
              for words, stages in [("", ()), *args.methods] for user in users]
 
@@ -185,13 +191,17 @@ def main() -> None:
     if failed:
         setup += f"; failed: {', '.join(f'{task.user.name} {task.words}' for task in failed)}"
     page = f"# Methods\n\n{environment_line(above)}\n\n{setup}\n\n{summary_page(results)}\n\n## Notes\n\n{NOTES}"
-    told = {**asdict(settings), "work": None, "peers": None}
+    told = {**asdict(settings), "work": None, "peers": None, "voices": None}
     write_results(page, plain({"environment": above, "settings": told, "summary": summary(results),
                                "gains": gains(results), "results": [_condensed(result) for result in results]}),
                   args.out.with_suffix(".md"), args.out.with_suffix(".json"))
     print(f"\n{page}")
     if failed:
         parser.exit(2, "some tasks failed; the same command tries them again\n")
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.resolve()
 
 
 def _condensed(result: Result) -> Result:
@@ -206,17 +216,17 @@ def _method(words: str) -> tuple[str, tuple[Stage, ...]]:
 
 def _task(user: Path, size: str, words: str, stages: tuple[Stage, ...], settings: Settings) -> Task:
     tests = [(name, digest_of_files(user / "tests" / name)) for name in settings.sets]
-    key = digest(_package(), size, stages, tests, *_sounds(user), settings.steps, settings.seed)
+    key = digest(digest_of_package(size), size, stages, tests, *_sounds(user, stages, settings), settings.steps,
+                 settings.seed)
     return Task(user, size, words, stages, settings.work / "rows" / f"{user.name}-{size}-{key}.json")
 
 
-def _package() -> str:
-    """What trains and what is trained."""
-    return digest_of_files(MODELS, "*.safetensors")
-
-
-def _sounds(user: Path) -> tuple[str, str]:
-    return digest_of_files(user / "recordings"), digest_of_files(user / "clean")
+def _sounds(user: Path, stages: tuple[Stage, ...], settings: Settings) -> tuple[str, ...]:
+    """What is heard in training, as digests."""
+    heard = [user / "recordings", user / "clean"]
+    if settings.voices is not None and any(stage.others == "remove" for stage in stages):
+        heard.append(settings.voices)
+    return tuple(map(digest_of_files, heard))
 
 
 def run_task(task: Task, settings: Settings) -> None:
@@ -250,8 +260,9 @@ def material_of(task: Task, stages: tuple[Stage, ...], settings: Settings, facts
     """What the last of the stages learns from."""
     stage, recordings = stages[-1], _recordings(task.user)
     clean = [samples for samples, _ in first_seconds(task.user / "clean", stage.seconds_of_clean)]
+    voices = [] if settings.voices is None else [read(path) for path in sorted(settings.voices.glob("*.wav"))]
     job = Job(recordings, size=task.size, deadline=inf, budget_seconds=inf, seed=settings.seed, steps=settings.steps,
-              clean=clean, others=stage.others, recipe=stage.recipe,
+              clean=clean, others=stage.others, voices=voices, recipe=stage.recipe,
               estimates=estimates(task, stages, settings))
     torch.manual_seed(settings.seed)
     return job, prepare(job, facts)
@@ -259,7 +270,8 @@ def material_of(task: Task, stages: tuple[Stage, ...], settings: Settings, facts
 
 def trained(task: Task, stages: tuple[Stage, ...], settings: Settings) -> Fit:
     """The last of the stages, after those before it; from the work folder if it was trained before."""
-    key = digest(_package(), task.size, stages, *_sounds(task.user), settings.steps, settings.seed)
+    key = digest(digest_of_package(task.size), task.size, stages, *_sounds(task.user, stages, settings),
+                 settings.steps, settings.seed)
     path = settings.work / "networks" / f"{task.user.name}-{task.size}-{key}.safetensors"
     network = build_network(task.size)
     if path.exists():
@@ -283,7 +295,7 @@ def estimates(task: Task, stages: tuple[Stage, ...], settings: Settings) -> list
     if teacher == TRUTH:
         return [read(path) for path in sorted((task.user / "clean").glob("*.wav"))]
     named = digest(stages[:-1], task.size, settings.steps, settings.seed) if teacher == SELF else teacher
-    key = digest(_package(), named, _sounds(task.user))
+    key = digest(digest_of_package(task.size), named, _sounds(task.user, stages, settings))
     path = settings.work / "estimates" / f"{task.user.name}-{key}.npz"
     if not path.exists():
         if teacher == SELF:

@@ -41,6 +41,7 @@ from user_scores import (
     TEACHER,
     digest,
     digest_of_files,
+    digest_of_package,
     evaluate,
     method_arguments,
     other_system,
@@ -51,9 +52,9 @@ from user_scores import (
     write_json,
 )
 
-from pse_sdk import Enhancer, __version__
+from pse_sdk import Enhancer
 from pse_sdk.benchmark import installed_generalists
-from pse_sdk.config import MODELS, SIZES
+from pse_sdk.config import SIZES
 from pse_sdk.errors import MissingDependencyError, PseError
 from pse_sdk.metrics import SI_SDR_LIMIT_DB
 from pse_sdk.tables import environment, environment_line, write_results
@@ -199,8 +200,7 @@ def run_task(task: Task, settings: Settings) -> Result:
 def specialist(task: Task, settings: Settings, start: Enhancer) -> tuple[Enhancer, dict[str, Any]]:
     """The user's model, and how it was made: fields of `Result`. The start model where training failed."""
     recordings = task.user / "recordings"
-    package = __version__, digest_of_files(MODELS, "*.safetensors")     # the teacher too
-    key = digest(package, start.digest, digest_of_files(recordings), task.method, settings.budget_seconds,
+    key = digest(digest_of_package(task.size), digest_of_files(recordings), task.method, settings.budget_seconds,
                  settings.threads, settings.seed)
     stem = settings.work / "specialists" / f"{task.user.name}-{task.size}-{task.method.replace(':', '-')}-{key}"
     model, row = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.json")

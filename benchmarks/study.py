@@ -41,6 +41,7 @@ from user_scores import (
     SETS,
     digest,
     digest_of_files,
+    digest_of_package,
     evaluate,
     first_seconds,
     method_arguments,
@@ -52,10 +53,9 @@ from user_scores import (
     write_json,
 )
 
-from pse_sdk import Enhancer, __version__
+from pse_sdk import Enhancer
 from pse_sdk.benchmark import installed_generalists
 from pse_sdk.benchmark_page import Point, plots_page, scatter_svg
-from pse_sdk.config import MODELS
 from pse_sdk.errors import PseError
 from pse_sdk.job import METHODS
 from pse_sdk.tables import environment, environment_line, write_results
@@ -211,7 +211,7 @@ def tasks_of(users: Sequence[Path], settings: Settings, sizes: Sequence[str], me
              minutes: Sequence[float], clean_seconds: Sequence[float],
              folders: Sequence[str] | None = None) -> Iterator[Task]:
     """The conditions of every user, as far as the user's recordings reach."""
-    package = (__version__, digest_of_files(MODELS, "*"))
+    packages = {size: digest_of_package(size) for size in sizes}
     for user in users:
         tests = [(name, digest_of_files(user / "tests" / name)) for name in settings.sets]
         has_clean, clean = seconds_in(user / "clean"), digest_of_files(user / "clean")
@@ -221,8 +221,9 @@ def tasks_of(users: Sequence[Path], settings: Settings, sizes: Sequence[str], me
             for condition in (Condition(size, method, recordings.name, m, s)
                               for size, method, m, s in product(sizes, methods, minutes, clean_seconds)
                               if 60 * m <= has and s <= has_clean):
-                key = digest(package, condition, tests, noisy, clean if condition.clean_seconds else "",
-                             settings.budget_seconds, settings.threads, settings.seed, settings.steps)
+                key = digest(packages[condition.size], condition, tests, noisy,
+                             clean if condition.clean_seconds else "", settings.budget_seconds, settings.threads,
+                             settings.seed, settings.steps)
                 name = f"{user.name}-{condition.size}-{condition.method.replace(':', '-')}-{key}.json"
                 yield Task(user, condition, settings.work / "rows" / name)
 

@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 from score_tables import CLEAN_SET
 
-from pse_sdk import Enhancer
+from pse_sdk import Enhancer, __version__
 from pse_sdk.config import MODELS
 from pse_sdk.errors import PseError
 from pse_sdk.metrics import score, si_sdr
@@ -127,6 +127,12 @@ def digest_of_files(folder: Path, pattern: str = "*.wav") -> str:
     for path in sorted(folder.glob(pattern)):
         whole.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
+
+
+def digest_of_package(size: str) -> str:
+    """Of what a specialist of this size starts from and is taught by."""
+    return digest(__version__, *(digest_of_files(MODELS, name) for name in (
+        f"{size}.safetensors", "teacher.safetensors", "snr_predictor.onnx")))
 
 
 def write_json(path: Path, values: object) -> None:

@@ -310,7 +310,7 @@ def test_the_guard_is_counted_by_kind_and_by_worth(monkeypatch):
     guard = program(monkeypatch, "guard")
 
     def decision(kind, true_gain_db, failed=()):
-        return guard.Decision("ann", kind, "", not failed, failed, 0.0, true_gain_db)
+        return guard.Decision("ann", kind, "", 1.0, not failed, failed, 0.0, true_gain_db, true_gain_db)
 
     decisions = [decision("weights with noise", -1.0, ("mean_gain_db", "sure_gain_db")),
                  decision("another user's", -0.2), decision("another user's", 0.3, ("clean_db",)),

@@ -6,12 +6,15 @@ import torch
 
 from pse_sdk.config import STFT
 from pse_sdk.purification import FrameAnalysis
+from pse_sdk.report import Check
 from pse_sdk.segments import Stretch
+from pse_sdk.training import specialist
 from pse_sdk.training.corpus import Bank
 from pse_sdk.training.fit import FitConfig, fit, items_loss
 from pse_sdk.training.guard import HeldOut, Score, enhance_batch, held_out, judge, lower_bound, si_sdr_db
 from pse_sdk.training.network import build_network
 from pse_sdk.training.pseudo_mixtures import Items, Method, NoiseBanks, Pair
+from pse_sdk.training.specialist import Job, judge_retreating
 
 N_FRAMES = 1200
 
@@ -92,6 +95,42 @@ def test_a_network_that_returns_nan_is_not_accepted(start, material):
     with torch.no_grad():
         broken.gain_head.bias.fill_(float("nan"))
     assert not all(check.passed for check in judge(broken, start, material)[1])
+
+
+@pytest.mark.parametrize("passing, heard, share", [
+    ((1.0,), [1.0], 1.0), ((0.75, 0.5), [1.0, 0.75], 0.75), ((0.5,), [1.0, 0.75, 0.5], 0.5),
+    ((), [1.0, 0.75, 0.5], None)])
+def test_a_refused_candidate_is_heard_again_nearer_to_the_start(start, better, material, monkeypatch, passing, heard,
+                                                                share):
+    """The share of the way is read off the weights themselves."""
+    def share_of(network) -> float:
+        whole, gone = ([(a - b).detach() for a, b in zip(end.parameters(), start.parameters(), strict=True)]
+                       for end in (better, network))
+        return round(float(sum((a * b).sum() for a, b in zip(whole, gone, strict=True))
+                           / sum(a.square().sum() for a in whole)), 3)
+
+    shares = []
+
+    def judge(network, *_):
+        shares.append(share_of(network))
+        return 1.0, (Check("mean_gain_db", shares[-1] in passing, 1.0, 0.2, ""),)
+
+    monkeypatch.setattr(specialist, "judge", judge)
+    judged = judge_retreating(better, start, material, 0)
+    assert shares == heard
+    assert (judged.accepted, judged.share) == (share is not None, share or 1.0)
+    assert share_of(judged.network) == judged.share
+
+
+def test_some_of_the_voices_that_are_given_only_judge():
+    rng = np.random.default_rng(0)
+    voices = [np.full(16_000, i + 1, np.float32) for i in range(10)]
+    job = Job([], others="remove", voices=voices)
+    ones = np.ones(N_FRAMES)
+    pair = Pair(Stretch(voice(N_FRAMES * STFT.hop_length, 0), FrameAnalysis(ones, ones, ones)), voices[0])
+    heard = {name: specialist._voices(job, name, [pair], rng).banks[-1] for name in ("training", "validation", "guard")}
+    found = {name: sorted({int(v) for v in bank.samples.unique() if v}) for name, bank in heard.items()}
+    assert found == {"training": [1, 2, 3, 6, 7, 8], "validation": [4, 9], "guard": [5, 10]}
 
 
 def test_the_score_of_the_start_is_zero_and_the_better_network_has_more(start, better, material):

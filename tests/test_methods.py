@@ -38,7 +38,7 @@ def user(tmp_path):
 
 @pytest.fixture
 def settings(methods, tmp_path):
-    return methods.Settings(("noise",), tmp_path / "work", 3, 1, 0, None)
+    return methods.Settings(("noise",), tmp_path / "work", 3, 1, 0, None, None)
 
 
 def task_of(methods, user, settings, words):

@@ -18,7 +18,7 @@ from ..errors import PseError
 from ..model_format import ModelInfo, digest_of
 from ..noise import foreign_noise, synthetic_voice
 from ..purification import FramePredictor
-from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Report
+from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Check, Report
 from ..segments import Stretch, cut, harvest_pauses, split
 from ..stft import power_spectrogram
 from .corpus import Bank
@@ -42,6 +42,7 @@ LEAST_TRAINING_SECONDS = 5.0
 FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export, and on a slow machine
 FINISH_SCORES = 12.0        # so many times what one look at the validation part takes
 MIXES = (1.0, 0.7, 0.4)     # shares of the way from the start to the trained weights that are tried
+RETREATS = (0.75, 0.5)      # of that way, where the guard says that the whole of it did too much
 
 Progress = Callable[[str, float, float, str], None]
 """Stage, share done, seconds left, message."""
@@ -214,7 +215,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     enough = seconds_of(harvested["training"]) >= LEAST_HARVEST_SECONDS
     noises = noise_banks((harvested["training"] if enough else (), 0.5), (residuals["training"], 0.2),
                          (foreign[: FOREIGN_CLIPS // 2], 0.15 if job.noise else 0.3), (job.noise, 0.15))
-    voices = {name: _voices(job, part, rng) for name, part in pairs.items()}
+    voices = {name: _voices(job, name, part, rng) for name, part in pairs.items()}
     judged = {}
     for i, name in enumerate(("validation", "guard")):
         others = noise_banks((foreign[FOREIGN_CLIPS // 2:][i::2], 1.0))
@@ -270,20 +271,41 @@ def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: di
     mixes = (1.0,) if job.training_method.random_start else MIXES   # between unrelated networks lies nothing of use
     mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
     mix = max(mixed, key=lambda mix: score(mixed[mix]))
-    candidate = mixed[mix]
-    gain, checks = judge(candidate, start, material.guard, job.seed)
-    gentle = not job.training_method.random_start
-    if gentle and not all(check.passed for check in checks):    # half the way may pass where the whole did too much
-        gentler = interpolate(start, candidate, 0.5)
-        second_gain, second_checks = judge(gentler, start, material.guard, job.seed)
-        if all(check.passed for check in second_checks):
-            mix, candidate, gain, checks = mix / 2, gentler, second_gain, second_checks
-    facts |= {"gain_db": round(gain, 2), "mix": mix, "checks": checks}
-    if not all(check.passed for check in checks):
-        failed = "; ".join(check.meaning for check in checks if not check.passed)
-        raise NoSpecialist(KEPT, f"No sure gain on held-out parts of the recordings (failed: {failed}). "
+    judged = judge_retreating(mixed[mix], start, material.guard, job.seed,
+                              () if job.training_method.random_start else RETREATS)
+    facts |= {"gain_db": round(judged.gain_db, 2), "mix": round(judged.share * mix, 3), "checks": judged.checks}
+    if not judged.accepted:
+        raise NoSpecialist(KEPT, "No sure gain on held-out parts of the recordings (failed: "
+                                 f"{'; '.join(check.meaning for check in judged.checks if not check.passed)}). "
                                  f"{job.before.capitalize()} stays in use.", _advice(facts))
-    return candidate
+    return judged.network
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network that the guard looked at, and what it says."""
+
+    network: Denoiser
+    share: float        # of the way from the start to the candidate
+    gain_db: float
+    checks: tuple[Check, ...]
+
+    @property
+    def accepted(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def judge_retreating(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int,
+                     retreats: Sequence[float] = RETREATS) -> Judged:
+    """The candidate; if the guard refuses it, the first of `retreats` towards it that passes; if none does, itself."""
+    whole = Judged(candidate, 1.0, *judge(candidate, start, material, seed))
+    judged = whole
+    for share in retreats:
+        if judged.accepted:
+            break
+        gentler = interpolate(start, candidate, share)
+        judged = Judged(gentler, share, *judge(gentler, start, material, seed))
+    return judged if judged.accepted else whole
 
 
 def _export(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
@@ -334,13 +356,18 @@ def noise_banks(*kinds: tuple[Sequence[np.ndarray], float]) -> NoiseBanks:
                       tuple(share for _, share in found))
 
 
-def _voices(job: Job, pairs: Sequence[Pair], rng: np.random.Generator) -> NoiseBanks | None:
-    """Other people's voices, if they are to be removed: those that were given, and some of the user's own making."""
+def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator) -> NoiseBanks | None:
+    """Other people's voices for one part, if they are to be removed: some that were given, and some made of the user's.
+
+    The fourth and the fifth of every five that were given are judged with and not trained with.
+    """
     if job.others != "remove":
         return None
+    judging = {3: "validation", 4: "guard"}
+    given = [voice for i, voice in enumerate(job.voices) if judging.get(i % 5, "training") == name]
     made = others_from([pair.enhanced for pair in pairs], rng)
     synthetic = [synthetic_voice(int(FOREIGN_SECONDS * STFT.sample_rate), rng) for _ in range(N_SYNTHETIC_VOICES)]
-    return noise_banks((made, 0.4 if job.voices else 0.8), (synthetic, 0.2), (job.voices, 0.4))
+    return noise_banks((made, 0.4 if given else 0.8), (synthetic, 0.2), (given, 0.4))
 
 
 def seconds_of(clips: Sequence[np.ndarray]) -> float:
