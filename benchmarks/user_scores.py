@@ -131,8 +131,10 @@ def digest_of_files(folder: Path, pattern: str = "*.wav") -> str:
 
 def digest_of_package(size: str) -> str:
     """Of what a specialist of this size starts from and is taught by."""
+    from pse_sdk.training.teacher import BEST_GENERALIST  # costs torch, which not every benchmark needs
+
     return digest(__version__, *(digest_of_files(MODELS, name) for name in (
-        f"{size}.safetensors", "teacher.safetensors", "snr_predictor.onnx")))
+        f"{size}.safetensors", "teacher.safetensors", f"{BEST_GENERALIST}.onnx", "snr_predictor.onnx")))
 
 
 def write_json(path: Path, values: object) -> None:

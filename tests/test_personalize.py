@@ -280,19 +280,6 @@ def test_a_file_that_is_no_checkpoint_is_never_touched(hum, tmp_path, content):
     assert diary.read_bytes() == content
 
 
-@pytest.mark.parametrize("highest_hz, narrow", [(3400, True), (4900, True), (7000, False)])
-def test_speech_from_a_telephone_is_noticed(highest_hz, narrow):
-    from pse_sdk.purification import FrameAnalysis
-    from pse_sdk.segments import Stretch
-    from pse_sdk.training.specialist import is_narrow
-    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(2 * RATE))
-    spectrum[2 * highest_hz:] *= 1e-4
-    samples = np.fft.irfft(spectrum).astype(np.float32)
-    n_frames = len(samples) // 256
-    assert is_narrow(Stretch(samples[:256 * n_frames], FrameAnalysis(*np.ones((3, n_frames))))) == narrow
-    assert not is_narrow(Stretch(samples[:256 * n_frames], FrameAnalysis(*np.zeros((3, n_frames)))))
-
-
 def test_words_that_are_arrays_are_refused_like_others():
     for name in ("method", "size", "others"):
         with pytest.raises(SettingsError, match="array"):

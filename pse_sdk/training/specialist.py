@@ -18,9 +18,9 @@ from ..errors import PseError
 from ..model_format import ModelInfo, digest_of
 from ..noise import foreign_noise, synthetic_voice
 from ..purification import FramePredictor
+from ..remarks import NARROW_BAND_HZ, holds_music, is_narrow
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Check, Report
-from ..segments import Stretch, cut, harvest_pauses, split
-from ..stft import power_spectrogram
+from ..segments import Stretch, harvest_pauses, split
 from .corpus import Bank
 from .fit import Checkpoint, Fit, FitConfig, fit
 from .graph import network_of
@@ -35,8 +35,6 @@ LEAST_SPEECH_SECONDS = 20.0
 LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own error is several dB
 FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
 N_SYNTHETIC_VOICES = 8
-NARROW_BAND_HZ, NARROW_SHARE = 5000, 1e-5       # less of the energy above it than that: nothing
-NARROW_FRAMES = 8000
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 LEAST_TRAINING_SECONDS = 5.0
 FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export, and on a slow machine
@@ -179,6 +177,10 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     if narrow:
         note += (f"{narrow} of {len(stretches)} recordings hold nothing above {NARROW_BAND_HZ / 1000:.0f} kHz, as if "
                  "from a telephone; record in the way that will be enhanced",)
+    musical = sum(map(holds_music, stretches))
+    if musical:
+        note += (f"{musical} of {len(stretches)} recordings hold music or tones like it: what is sung there may be "
+                 "taken for the user's speech",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
@@ -318,14 +320,6 @@ def _export(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
     except PseError as error:
         raise NoSpecialist(KEPT, f"The trained model could not be exported ({error}). {job.before.capitalize()} stays "
                                  "in use.") from error
-
-
-def is_narrow(stretch: Stretch) -> bool:
-    """Whether its speech ends below `NARROW_BAND_HZ`, by its first minutes."""
-    first = cut(stretch, 0, NARROW_FRAMES)
-    power = power_spectrogram(first.samples)[first.frames.speech > 0.5].sum(0)
-    edge = round(NARROW_BAND_HZ / STFT.sample_rate * STFT.n_fft)
-    return bool(power[edge:].sum() < NARROW_SHARE * power.sum())
 
 
 def _out_of_time(job: Job) -> NoSpecialist:
