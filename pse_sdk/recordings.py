@@ -4,7 +4,6 @@
 from. What is wrong with them is mended where that is safe, and noted in plain words.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -91,7 +90,7 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
         raise SettingsError(f"expected on_bad='raise' or 'skip', got {on_bad!r}")
     as_number(max_seconds, "max_seconds", SHORTEST_SECONDS)
 
-    recordings: dict[bytes, Recording] = {}  # by content
+    recordings: list[Recording] = []
     remarks: list[str] = []
 
     def leave_out(error: AudioError) -> None:
@@ -101,7 +100,7 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
         remarks.append(f"left out: {error}")
 
     for open_input in _inputs(sources, leave_out):
-        seconds_left = max_seconds - sum(recording.seconds for recording in recordings.values())
+        seconds_left = max_seconds - sum(recording.seconds for recording in recordings)
         if seconds_left < SHORTEST_SECONDS:
             remarks.append(f"further recordings were not read: max_seconds={max_seconds:g} is reached")
             break
@@ -111,18 +110,17 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
         except AudioError as error:
             leave_out(error)
             continue
-        content = hashlib.sha256(recording.samples.data).digest()
-        content = next((key for key, other in recordings.items() if _is_copy(other, recording)), content)
-        if content in recordings:
-            first = recordings[content]
-            recordings[content] = replace(first, notes=(*first.notes, f"given again as {recording.name}: used once"))
+        first = next((i for i, other in enumerate(recordings) if _is_copy(other, recording)), None)
+        if first is None:
+            recordings.append(recording)
         else:
-            recordings[content] = recording
+            notes = (*recordings[first].notes, f"given again as {recording.name}: used once")
+            recordings[first] = replace(recordings[first], notes=notes)
 
     if not recordings:
         shown = "; ".join(remarks[:3]) + (f"; and {len(remarks) - 3} more" if len(remarks) > 3 else "")
         raise AudioError("no recordings to use: " + (shown or "the list of sources is empty"))
-    *others, last = recordings.values()
+    *others, last = recordings
     return [*others, replace(last, notes=(*last.notes, *remarks))]
 
 
