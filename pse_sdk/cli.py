@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpoint", type=Path, metavar="FILE",
                      help="keep the state of training there; killed, the same command goes on")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--steps", type=int, help="of training, if the budget allows so many: to repeat an earlier run")
 
     sub = command("enhance", _enhance, "Enhance files and folders into WAV files.")
     sub.add_argument("inputs", nargs="+", help="audio files or folders")
@@ -186,7 +187,7 @@ def _personalize(args: argparse.Namespace) -> int:
                                         voices=args.voices, method=args.method, start=args.start,
                                         checkpoint=args.checkpoint, size=args.size,
                                         budget_seconds=args.budget, threads=args.threads, nice=args.nice,
-                                        seed=args.seed, on_progress=progress)
+                                        seed=args.seed, steps=args.steps, on_progress=progress)
     report = enhancer.report
     assert report is not None
     keep = not report.accepted and args.out.exists()

@@ -144,6 +144,22 @@ def test_a_script_sees_whether_a_specialist_replaced_the_file_that_was_there(cap
     assert (target.read_bytes() == before) == (status != "accepted")
 
 
+def test_personalize_passes_on_what_was_asked_for(capsys, wav, tmp_path, tiny_model, monkeypatch):
+    asked = {}
+
+    def fake(cls, recordings, **options):
+        asked.update(options)
+        enhancer = Enhancer(tiny_model)
+        enhancer.report = Report("accepted", "a verdict")
+        return enhancer
+    monkeypatch.setattr(Enhancer, "personalize", classmethod(fake))
+    wanted = {"method": "cm", "size": "tiny", "others": "remove", "threads": 3, "nice": 5, "seed": 7, "steps": 40}
+    run(capsys, "personalize", wav, "--out", tmp_path / "me.onnx", "--budget", "60", "--voices", "v", "--clean", "c",
+        *(word for name, value in wanted.items() for word in (f"--{name}", str(value))))
+    wanted |= {"budget_seconds": 60.0, "voices": ["v"], "clean": ["c"], "noise": None, "start": None}
+    assert {name: asked[name] for name in wanted} == wanted
+
+
 def test_personalize_never_replaces_what_is_no_model_file(capsys, wav):
     before = wav.read_bytes()
     code, _, err = run(capsys, "personalize", wav, "--out", wav)
