@@ -29,6 +29,7 @@ from user_scores import (
     RATE,
     digest,
     digest_of_files,
+    digest_of_package,
     evaluate,
     our_system,
     plain,
@@ -105,7 +106,7 @@ def main() -> None:
 
 
 def _key(user: Path, settings: Settings) -> str:
-    return digest(Enhancer(size=settings.size).digest, digest_of_files(user / "recordings"),
+    return digest(digest_of_package(settings.size), digest_of_files(user / "recordings"),
                   digest_of_files(user / "tests" / "noise"), settings.size, settings.steps, settings.seed)
 
 

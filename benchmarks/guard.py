@@ -24,8 +24,8 @@ import numpy as np
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
+from user_scores import digest_of_package
 
-from pse_sdk import Enhancer
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.tables import environment, environment_line, format_table, write_results
 from pse_sdk.training.fit import fit
@@ -128,7 +128,7 @@ def specialists(user: str, material: Material, start: Denoiser, args: argparse.N
     """The user's own, by number of steps."""
     found = {}
     for steps in STEPS:
-        path = args.work / f"{user}-{args.size}-{Enhancer(size=args.size).digest[:12]}-{steps}-{args.seed}.safetensors"
+        path = args.work / f"{user}-{args.size}-{digest_of_package(args.size)}-{steps}-{args.seed}.safetensors"
         network = copy.deepcopy(start)
         if path.exists():
             network.load_state_dict(load_file(path))
