@@ -71,6 +71,17 @@ def test_clean_items_are_their_own_target(pair, noises):
     torch.testing.assert_close(items.mixture, items.target)
 
 
+def test_beside_voices_more_items_are_clean(pair, noises):
+    method = Method(teacher_targets=True, clean_share=0.2, noise_share=0)
+
+    def share(voices: NoiseBanks | None) -> float:
+        items = PseudoMixtures([pair], noises, method, 0, voices).draw(600)
+        return float(((items.mixture - items.target).square().mean(1) < 1e-9).float().mean())
+
+    assert share(None) == pytest.approx(0.2, abs=0.05)
+    assert share(noises) == pytest.approx(0.4, abs=0.06)
+
+
 def test_items_of_noise_alone_are_to_be_silenced(pair, noises):
     items = draw(pair, noises, Method(noise_share=1.0))
     assert items.target.abs().max() == 0 and items.mixture.square().mean() > 0.9

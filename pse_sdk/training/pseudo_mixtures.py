@@ -16,6 +16,7 @@ from .mixing import active_rms
 SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
 VOICE_SHARE, VOICE_SNR_RANGE_DB = 0.6, (-5.0, 15.0)     # where other voices are to be removed
+CLEAN_BESIDE_VOICES = 2.0   # times as many items of clean speech there, or the own voice suffers with the others
 CLEAN_SNR_DB = 35.0
 FINETUNING_RATE = 5e-4      # seconds of speech are soon learnt by heart
 FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
@@ -172,7 +173,8 @@ class PseudoMixtures:
         added = noise * (active_rms(speech) * 10 ** (-snr_db / 20))
         if self._voices is not None:
             added = self._beside_voices(added, active_rms(speech), self._voices)
-        alone = torch.rand(n, 1, generator=generator) < self.method.clean_share
+        times = 1.0 if self._voices is None else CLEAN_BESIDE_VOICES
+        alone = torch.rand(n, 1, generator=generator) < times * self.method.clean_share
         kept = fade(enhanced, generator)
         silent = torch.rand(n, 1, generator=generator) < self.method.noise_share
         mixture = torch.where(silent, noise, torch.where(alone, kept, speech + added))

@@ -17,7 +17,6 @@ PITCH_OCTAVES, THROAT_OCTAVES = 0.9, 0.3    # another voice is at most so far aw
 SAME_PITCH_OCTAVES, SAME_THROAT_OCTAVES = 0.2, 0.08     # nearer than both it could be the same one in another mood
 ENVELOPE_LAGS = 24          # 1.5 ms: shorter than a period of any voice
 MOST_GAIN_DB = 20.0
-COLOUR_DB = 5.0             # of the slowest of the waves in a voice's colour; faster ones are smaller
 PIECE_SECONDS = 6.0         # for each voice
 
 
@@ -34,20 +33,11 @@ def another_voice(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         pitch = rng.uniform(-PITCH_OCTAVES, PITCH_OCTAVES)
         throat = np.clip(0.2 * pitch + rng.normal(0, 0.1), -THROAT_OCTAVES, THROAT_OCTAVES)    # short ones sound higher
         if abs(pitch) > SAME_PITCH_OCTAVES or abs(throat) > SAME_THROAT_OCTAVES:
-            return shifted(samples, pitch, throat, _colour(rng))
+            return shifted(samples, pitch, throat)
 
 
-def _colour(rng: np.random.Generator) -> np.ndarray:
-    """Gains [F] in dB of another throat and another place before the microphone: slow waves along the octaves."""
-    octaves = np.log2(np.maximum(np.arange(STFT.n_bins), 2) / 2) / np.log2(STFT.n_bins / 2)
-    waves = [rng.normal(0, COLOUR_DB / k) * np.cos(np.pi * k * octaves) for k in range(1, 5)]
-    return np.asarray(sum(waves))
-
-
-def shifted(samples: np.ndarray, pitch_octaves: float, throat_octaves: float, colour_db: np.ndarray | float = 0.0
-            ) -> np.ndarray:
-    """`samples` [T] with the pitch moved, the spectral envelope moved by another factor, each in octaves, and gains
-    `colour_db` [F] applied to it."""
+def shifted(samples: np.ndarray, pitch_octaves: float, throat_octaves: float) -> np.ndarray:
+    """`samples` [T] with the pitch moved, and the spectral envelope moved by another factor, each in octaves."""
     moved = soxr.resample(samples, STFT.sample_rate * 2.0**pitch_octaves, STFT.sample_rate).astype(np.float32)
     whole = np.pad(moved, (0, -len(moved) % STFT.hop_length + STFT.hop_length))
     spectrum = spectrogram(torch.from_numpy(whole)[None])
@@ -60,6 +50,5 @@ def shifted(samples: np.ndarray, pitch_octaves: float, throat_octaves: float, co
     share = np.minimum(place - low, 1.0)
     wanted = envelope[:, low] * (1 - share) + envelope[:, low + 1] * share
     most = MOST_GAIN_DB * np.log(10) / 20
-    gain = np.exp(np.clip(wanted - envelope, -most, most)) * 10 ** (colour_db / 20)
-    coloured = spectrum * torch.from_numpy(gain.astype(np.float32))[None, :, None]
-    return waveform(coloured)[0, STFT.delay:STFT.delay + len(moved)].numpy()
+    gain = torch.from_numpy(np.exp(np.clip(wanted - envelope, -most, most)).astype(np.float32))
+    return waveform(spectrum * gain[None, :, None])[0, STFT.delay:STFT.delay + len(moved)].numpy()
