@@ -1,13 +1,15 @@
 import csv
+import os
 
 import numpy as np
 import pytest
 import soundfile
 
 from pse_sdk.config import STFT
-from pse_sdk.errors import AudioError
+from pse_sdk.errors import AudioError, SettingsError
 
 torch = pytest.importorskip("torch")
+from pse_sdk.training import corpus  # noqa: E402
 from pse_sdk.training.corpus import HELD_OUT_SHARE, Bank, _held_out, load_corpus  # noqa: E402
 
 RATE = STFT.sample_rate
@@ -164,16 +166,94 @@ def test_other_rates_and_channels_become_mono_at_the_rate_of_the_model(folder, c
     np.testing.assert_allclose(decoded[500:-500], expected[500:-500], atol=1e-3)
 
 
-def test_a_file_at_a_lower_rate_than_the_model_is_refused(folder, cache):
-    write_corpus(folder, rate=8000)
-    with pytest.raises(AudioError, match="8000 Hz"):
+def no_audio(path):
+    path.write_bytes(b"no audio")
+
+
+def no_numbers(path):
+    soundfile.write(path, np.full(200, np.nan), RATE, subtype="FLOAT")
+
+
+def low_rate(path):
+    soundfile.write(path, np.ones(200), 8000)
+
+
+@pytest.mark.parametrize("spoil, told", [(no_audio, "cannot be decoded"), (no_numbers, "no numbers"),
+                                         (low_rate, "8000 Hz")])
+def test_one_bad_file_is_left_out_and_many_are_refused(folder, cache, caplog, spoil, told):
+    spoil(folder / "noise/0.wav")
+    assert load_corpus([folder], cache)[0].noise.names == ("noise/1.wav",)
+    assert told in caplog.text and "0.wav" in caplog.text
+    spoil(folder / "noise/1.wav")
+    with pytest.raises(AudioError, match=f"2 of the first 3 files of kind 'noise' are bad.*{told}"):
+        load_corpus([folder], cache)
+    assert not list(cache.glob("*.partial"))
+
+
+def test_what_is_silent_in_sixteen_bits_is_silent(folder, cache):
+    soundfile.write(folder / "rir/1.wav", np.full(200, 1e-6), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match="without rir .1 of 2 files are silent"):
         load_corpus([folder], cache)
 
 
-def test_a_file_that_is_no_audio_is_refused(folder, cache):
-    (folder / "noise/0.wav").write_bytes(b"no audio")
-    with pytest.raises(AudioError, match="0.wav cannot be decoded"):
+def test_the_first_channel_that_is_not_silent_counts(folder, cache):
+    soundfile.write(folder / "noise/0.wav", np.stack([np.zeros(200), np.full(200, 0.7)], axis=1), RATE)
+    assert 0.7 in values(load_corpus([folder], cache)[0].noise)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "index", "gone"])
+def test_a_damaged_cache_is_made_again(folder, cache, damage):
+    before = values(load_corpus([folder], cache)[0].noise)
+    (samples,), (index,) = cache.glob("noise-*.int16"), cache.glob("noise-*.json")
+    if damage == "gone":
+        samples.unlink()
+    elif damage == "index":
+        index.write_text("[200, 2")
+    else:
+        samples.write_bytes(samples.read_bytes()[:101 if damage == "cut" else 0])
+    assert values(load_corpus([folder], cache)[0].noise) == before
+
+
+def test_a_cache_that_cannot_be_written_is_refused(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="--cache"):
+        load_corpus([folder], tmp_path / "file")
+
+
+def test_what_a_killed_run_left_is_removed_after_a_while(folder, cache):
+    cache.mkdir()
+    old, new = cache / "noise-a.partial", cache / "noise-b.partial"
+    for path in (old, new):
+        path.write_text("")
+    os.utime(old, (0, 0))
+    load_corpus([folder], cache)
+    assert not old.exists() and new.exists()
+
+
+def test_decoding_says_how_far_it_is(folder, cache, monkeypatch):
+    monkeypatch.setattr(corpus, "SECONDS_TO_SAY", 0.0)
+    said = []
+    load_corpus([folder], cache, say=said.append)
+    assert said == ["decoded 6 of 6 files of kind 'speech'", "decoded 3 of 3 files of kind 'noise'",
+                    "decoded 2 of 2 files of kind 'rir'"]
+
+
+def test_all_kinds_are_there_before_anything_is_decoded(folder, cache):
+    write_manifest(folder, [row for row in write_corpus(folder) if row["kind"] != "rir"])
+    with pytest.raises(AudioError, match="'rir'"):
         load_corpus([folder], cache)
+    assert not cache.exists()
+
+
+def test_subsets_of_one_corpus_share_their_speakers(folder, cache):
+    rows = write_corpus(folder)
+    for row in rows:
+        if row["kind"] == "speech":
+            row["corpus"] = f"test_{'clean' if 'again' in row['path'] else 'other'}"
+    write_manifest(folder, rows)
+    training, validation = load_corpus([folder], cache)
+    assert set(validation.speech.names) == {f"test/speech{HELD_OUT_SPEAKER}"} and validation.speech.n_clips == 2
+    assert training.digest == load_corpus([folder], cache)[0].digest != validation.digest
 
 
 def test_a_file_that_the_manifest_names_in_vain_is_refused(folder, cache):

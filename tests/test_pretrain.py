@@ -64,8 +64,9 @@ def _short_mixtures():
 def train(corpus, out, what="tiny", steps=9, every=3, **options):
     arguments = {"data": corpus, "what": what, "steps": steps, "out": out, "cache": corpus / "cache", "batch": BATCH,
                  "evaluate-every": every, "device": "cpu", **options}
-    pretrain.train(pretrain.parse([str(part) for key, value in arguments.items() for part in (f"--{key}", value)
-                                   if part is not True]))
+    words = [str(part) for key, value in arguments.items()
+             for part in (f"--{key}", *(value if isinstance(value, tuple) else [value])) if part is not True]
+    pretrain.train(pretrain.parse(words))
 
 
 def weights_of(out):
@@ -133,7 +134,8 @@ def test_mixing_ahead_changes_nothing(corpus, tmp_path, uninterrupted, dies_at):
 
 
 @pytest.mark.parametrize("change, told", [({"seed": 1}, "--seed 0, not 1"), ({"batch": 8}, "--batch 4, not 8"),
-                                          ({"seconds": 0.64}, "--seconds None, not 0.64"),
+                                          ({"seconds": 0.64}, "--seconds 0.256, not 0.64"),
+                                          ({"snrs": (0, 5)}, "--snrs -10 15, not 0 5"),
                                           ({"what": "snr_predictor"}, "--what tiny, not snr_predictor")])
 def test_a_run_is_not_continued_with_other_settings(corpus, tmp_path, checkpoint, change, told):
     shutil.copy(checkpoint, tmp_path)
@@ -185,6 +187,115 @@ def test_mixtures_of_no_useful_length_are_refused(capsys, seconds):
 def test_a_batch_that_cannot_be_shared_out_is_refused(corpus, tmp_path):
     with pytest.raises(SettingsError, match="multiple of 4"):
         train(corpus, tmp_path, batch=6)
+
+
+@pytest.mark.parametrize("option, value", [
+    ("steps", "-1"), ("steps", "1.5"), ("batch", "-4"), ("threads", "0"), ("seed", "-1"), ("seed", str(2**70)),
+    ("evaluate-every", "0"), ("peak-rate", "nan"), ("peak-rate", "-1"), ("peak-rate", "inf"), ("snrs", "x")])
+def test_settings_out_of_range_are_refused_before_anything_is_read(capsys, option, value):
+    with pytest.raises(SystemExit):
+        pretrain.parse(["--data", ".", "--what", "tiny", "--out", "out", "--steps", "1", f"--{option}", value, "5"][
+            :None if option == "snrs" else -1])
+    assert f"argument --{option}: {value}: expected" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(corpus, tmp_path):
+    with pytest.raises(SettingsError, match="no GPU"):
+        train(corpus, tmp_path, device="cuda")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_there(corpus, tmp_path, monkeypatch):
+    train(corpus, tmp_path, steps=3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    broken = replace(pretrain.DENOISING, loss=lambda network, batch: pretrain.denoising_loss(network, batch) * np.nan)
+    monkeypatch.setattr(pretrain, "DENOISING", broken)
+    with pytest.raises(SettingsError, match="between steps 3 and 6 the loss became nan.*--peak-rate"):
+        train(corpus, tmp_path, steps=9)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def zeroed(content):
+    return content[:2000] + bytes(400) + content[2400:]
+
+
+@pytest.mark.parametrize("spoil", [lambda content: b"", lambda content: content[:5000], zeroed, lambda content: b"x" * 99])
+def test_a_damaged_checkpoint_is_refused_and_stays(corpus, tmp_path, checkpoint, spoil):
+    damaged = spoil(checkpoint.read_bytes())
+    (tmp_path / "checkpoint.pt").write_bytes(damaged)
+    with pytest.raises(SettingsError, match="no checkpoint to go on from.*--start"):
+        train(corpus, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == damaged
+
+
+def test_a_checkpoint_of_something_else_is_refused(corpus, tmp_path):
+    torch.save({"network": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(SettingsError, match="holds no average"):
+        train(corpus, tmp_path)
+
+
+def test_a_run_is_not_continued_with_other_sounds(corpus, tmp_path, checkpoint):
+    shutil.copytree(corpus, tmp_path / "other")
+    with (tmp_path / "other" / "manifest.csv").open("a") as file:
+        file.write("speech/0.wav,speech,train,test,another,1.0,CC0-1.0\n")
+    (tmp_path / "out").mkdir()
+    shutil.copy(checkpoint, tmp_path / "out")
+    with pytest.raises(SettingsError, match="other sounds"):
+        train(tmp_path / "other", tmp_path / "out")
+    shutil.copytree(corpus, tmp_path / "moved")
+    train(tmp_path / "moved", tmp_path / "out", steps=3)        # the same ones elsewhere
+
+
+@pytest.mark.parametrize("lost", ["weights.safetensors", "log.jsonl"])
+def test_weights_and_log_are_mended_from_the_checkpoint(corpus, tmp_path, uninterrupted, dies_at, lost):
+    """Killed between the two, or after half a row."""
+    dies_at(7)
+    with pytest.raises(KeyboardInterrupt):
+        train(corpus, tmp_path)
+    if lost == "log.jsonl":
+        with (tmp_path / lost).open("a") as file:
+            file.write(json.dumps({"step": 9}) + '\n{"step": 12, "ho')
+    else:
+        (tmp_path / lost).unlink()
+    dies_at(None)
+    train(corpus, tmp_path)
+    assert identical(weights_of(tmp_path), uninterrupted[0])
+    assert [row["step"] for row in rows_of(tmp_path)] == [3, 6, 9]
+
+
+def test_a_finished_run_has_its_weights(corpus, tmp_path, uninterrupted):
+    train(corpus, tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    train(corpus, tmp_path)
+    assert identical(weights_of(tmp_path), uninterrupted[0])
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(corpus, tmp_path, monkeypatch, checkpoint):
+    shutil.copy(checkpoint, tmp_path)
+
+    def fail(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 64\nvs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(SettingsError, match="could not be written to: unexpected pos 64 vs 0"):
+        train(corpus, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl", "weights.safetensors"]
+    assert (tmp_path / "checkpoint.pt").read_bytes() == checkpoint.read_bytes()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_refused(corpus, tmp_path, out):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="nothing can be written there"):
+        train(corpus, tmp_path / out)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_weights_may_be_read_by_everybody_the_umask_lets(tmp_path):
+    pretrain.save_weights(torch.nn.Linear(2, 2), tmp_path / "weights.safetensors")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_the_program_says_what_is_wrong_in_one_line(monkeypatch, tmp_path):
@@ -300,11 +411,12 @@ def test_saving_weights_fails_without_losing_the_old_ones(monkeypatch, tmp_path)
     network, path = torch.nn.Linear(2, 2), tmp_path / "weights.safetensors"
     pretrain.save_weights(network, path)
 
-    def fail(tensors, path):
-        path.write_bytes(b"half")
+    def fail(path, content):
+        with path.open("wb") as file:
+            file.write(content[:4])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pretrain, "save_file", fail)
+    monkeypatch.setattr(type(path), "write_bytes", fail)
     with pytest.raises(OSError, match="No space"):
         pretrain.save_weights(torch.nn.Linear(2, 2), path)
     assert identical(safetensors.load_file(path), dict(network.state_dict()))

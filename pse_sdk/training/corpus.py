@@ -8,11 +8,14 @@ import hashlib
 import json
 import logging
 import os
+import time
+import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile as sf
@@ -21,11 +24,14 @@ import torch
 from torch import Tensor
 
 from ..config import STFT
-from ..errors import AudioError
+from ..errors import AudioError, SettingsError
 from .layouts import KINDS, Clip, find_clips
 
 HELD_OUT_SHARE = 0.06   # of the speakers, noise files and rooms: for validation, never trained on
 N_AT_ONCE = 64          # files decoded at once
+MOST_BAD_SHARE = 0.05   # of the files of a kind may be bad: they are left out
+SECONDS_TO_SAY = 10.0   # between two lines on how far decoding is
+ABANDONED_SECONDS = 3600.0      # since a half-made cache was last written
 
 _log = logging.getLogger(__name__)
 
@@ -115,28 +121,45 @@ class Corpus:
     noise: Bank
     rooms: Bank
 
+    @property
+    def digest(self) -> str:
+        """Of which clips there are, wherever they lie."""
+        named = [(bank.names, bank.lengths.tolist()) for bank in (self.speech, self.noise, self.rooms)]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
-def load_corpus(folders: Sequence[Path], cache: Path, device: torch.device | str = "cpu") -> tuple[Corpus, Corpus]:
+
+def load_corpus(folders: Sequence[Path], cache: Path, device: torch.device | str = "cpu",
+                say: Callable[[str], None] = lambda line: None) -> tuple[Corpus, Corpus]:
     """The training and the validation part of the corpora in `folders`.
 
     A speaker, a noise file and a room belong to validation if the hash of their name says so, so that the parts stay
     the same when audio is added. Where there are several corpora, each is drawn as often as the square root of its
-    hours says: the small ones are heard too.
+    hours says: the small ones are heard too. Silent files, and a few that cannot be decoded or have a lower rate than
+    the model, are left out with a warning.
+
+    Args:
+        say: told now and then how far decoding is.
 
     Raises:
-        AudioError: a layout that is not known, a file that cannot be read or has a lower rate than the model, or a part
+        AudioError: a layout that is not known, a file that is not there, more than one bad file in twenty, or a part
             without speech, noise or rooms.
+        SettingsError: the cache cannot be written.
     """
     found = [(f"{folder}: {name}", clip) for folder in folders for name, clips in find_clips(folder).items()
              for clip in clips]
     where = ", ".join(map(str, folders))
     parts: tuple[list[Bank], list[Bank]] = ([], [])
-    for kind in KINDS:
-        of_kind = [(source, clip) for source, clip in found if clip.kind == kind]
+    by_kind = {kind: [(source, clip) for source, clip in found if clip.kind == kind] for kind in KINDS}
+    for kind, of_kind in by_kind.items():
         if not of_kind:
             raise AudioError(f"{where}: no files of kind {kind!r} to train on; add a corpus that has some")
+    for kind, of_kind in by_kind.items():
         sources, clips = zip(*of_kind, strict=True)
-        samples, lengths = _cached_samples(clips, cache, kind)
+        try:
+            samples, lengths = _cached_samples(clips, cache, kind, say)
+        except OSError as error:
+            raise SettingsError(f"the cache {cache} cannot be used: {error.strerror or error}; name another one with "
+                                "--cache") from error
         weights = _weights(sources, clips, lengths.double() / STFT.sample_rate)
         bank = Bank(samples, lengths.cumsum(0) - lengths, lengths, weights,
                     tuple(clip.held_out_by for clip in clips)).to(torch.device(device))
@@ -146,7 +169,8 @@ def load_corpus(folders: Sequence[Path], cache: Path, device: torch.device | str
             if not part[-1].n_clips:
                 things = {"speech": "speakers", "noise": "files", "rir": "rooms"}[kind]
                 raise AudioError(f"{where}: {HELD_OUT_SHARE:.0%} of the {things} are held out for validation, which "
-                                 f"leaves one part without {kind}; add more {things}")
+                                 f"leaves one part without {kind} ({int((lengths == 0).sum())} of {len(lengths)} files "
+                                 f"are silent or bad); add more {things}")
     return Corpus(*parts[0]), Corpus(*parts[1])
 
 
@@ -174,30 +198,71 @@ def _sums(values: Tensor, groups: np.ndarray) -> Tensor:
     return torch.zeros(int(index.max()) + 1, dtype=values.dtype).index_add(0, index, values)[index]
 
 
-def _cached_samples(clips: Sequence[Clip], cache: Path, kind: str) -> tuple[Tensor, Tensor]:
-    """All samples [T] int16, mapped, and how many are each clip's [n_clips]: none where it is silent."""
+def _cached_samples(clips: Sequence[Clip], cache: Path, kind: str, say: Callable[[str], None]
+                    ) -> tuple[Tensor, Tensor]:
+    """All samples [T] int16, mapped, and how many are each clip's [n_clips]: none where it is silent or bad."""
     paths = [clip.folder.resolve() / clip.path for clip in clips]
     files = [(str(path), *_size_and_time(path)) for path in paths]
     key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
     samples_path, index_path = cache / f"{kind}-{key}.int16", cache / f"{kind}-{key}.json"
-    if not index_path.exists():
+    lengths = _lengths(samples_path, index_path)
+    if lengths is None:
         cache.mkdir(parents=True, exist_ok=True)
-        lengths = []
-        # another run may be doing the same
-        partial = cache / f"{kind}-{key}.{os.getpid()}.partial"
-        with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(paths), N_AT_ONCE):
-                for samples in pool.map(_read, paths[start:start + N_AT_ONCE]):
-                    samples.tofile(file)
-                    lengths.append(len(samples))
-        partial.replace(samples_path)
-        partial.write_text(json.dumps(lengths))
-        partial.replace(index_path)
-    lengths = json.loads(index_path.read_text())
+        for left in cache.glob("*.partial"):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink(missing_ok=True)
+        partial = cache / f"{kind}-{key}.{uuid.uuid4().hex}.partial"    # another run may be doing the same
+        try:
+            with partial.open("wb") as file:
+                lengths = _decode(paths, file, kind, say)
+            partial.replace(samples_path)
+            partial.write_text(json.dumps(lengths))
+            partial.replace(index_path)
+        finally:
+            partial.unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)        # that nobody may write to them is the point
         mapped = np.memmap(samples_path, np.int16, mode="r") if sum(lengths) else np.zeros(0, np.int16)
         return torch.from_numpy(mapped), torch.tensor(lengths, dtype=torch.long)
+
+
+def _lengths(samples_path: Path, index_path: Path) -> list[int] | None:
+    """Of the clips in the cache; None where it is missing or damaged."""
+    try:
+        lengths: list[int] = json.loads(index_path.read_text())
+        return lengths if 2 * sum(lengths) == samples_path.stat().st_size else None
+    except (OSError, ValueError):
+        return None
+
+
+def _decode(paths: Sequence[Path], file: BinaryIO, kind: str, say: Callable[[str], None]) -> list[int]:
+    """Write the samples of all files, one after the other; how many are each one's."""
+    lengths: list[int] = []
+    bad: list[str] = []
+    said = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), N_AT_ONCE):
+            for found in pool.map(_read_or_error, paths[start:start + N_AT_ONCE]):
+                if isinstance(found, AudioError):
+                    bad.append(str(found))
+                    _log.warning("left out: %s", found)
+                samples = np.zeros(0, np.int16) if isinstance(found, AudioError) else found
+                file.write(samples.tobytes())
+                lengths.append(len(samples))
+            if len(bad) > max(1, MOST_BAD_SHARE * len(paths)):
+                raise AudioError(f"{len(bad)} of the first {len(lengths)} files of kind {kind!r} are bad: "
+                                 f"{'; '.join(bad[:3])}")
+            if time.monotonic() - said > SECONDS_TO_SAY:
+                said = time.monotonic()
+                say(f"decoded {len(lengths)} of {len(paths)} files of kind {kind!r}")
+    return lengths
+
+
+def _read_or_error(path: Path) -> np.ndarray | AudioError:
+    try:
+        return _read(path)
+    except AudioError as error:
+        return error
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -209,15 +274,19 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _read(path: Path) -> np.ndarray:
-    """The first channel at the model's rate [T] int16; nothing of a silent file."""
+    """The first channel that is not silent at the model's rate [T] int16; nothing of a silent file."""
     try:
         samples, sample_rate = sf.read(path, dtype="float32", always_2d=True)
     except sf.LibsndfileError as error:
         raise AudioError(f"{path} cannot be decoded: {error.error_string}; repair or remove it") from error
     if sample_rate < STFT.sample_rate:
         raise AudioError(f"{path}: expected at least {STFT.sample_rate} Hz, got {sample_rate} Hz; remove it")
-    mono = soxr.resample(samples[:, 0], sample_rate, STFT.sample_rate)
-    if not np.any(mono):
-        _log.warning("%s is silent and left out", path)
-        return np.zeros(0, np.int16)
-    return np.round(mono.clip(-1, 1) * 32767).astype(np.int16)
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path} holds samples that are no numbers; repair or remove it")
+    for channel in samples.T:
+        mono = soxr.resample(channel, sample_rate, STFT.sample_rate)
+        whole = np.round(mono.clip(-1, 1) * 32767).astype(np.int16)
+        if whole.any():
+            return whole
+    _log.warning("%s is silent and left out", path)
+    return np.zeros(0, np.int16)

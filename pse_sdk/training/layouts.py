@@ -6,7 +6,7 @@ A layout is recognised by its folders, in the folder given or one below it under
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,10 @@ class Clip:
     @property
     def held_out_by(self) -> str:
         """The name whose hash decides between training and validation: of a speaker, a noise file or a room."""
-        return self.path if self.kind == "noise" else f"{self.corpus}/{self.name}"
+        if self.kind == "noise":
+            return self.path
+        # the subsets of a corpus (librispeech_train_clean_5, librispeech_train_clean_100) share their speakers
+        return f"{self.corpus.split('_')[0] if self.kind == 'speech' else self.corpus}/{self.name}"
 
 
 def find_clips(folder: Path) -> dict[str, list[Clip]]:
@@ -67,15 +70,26 @@ def find_clips(folder: Path) -> dict[str, list[Clip]]:
 
 def _manifest(root: Path) -> Iterator[Clip]:
     """Rows of the split `train`."""
-    with (root / MANIFEST).open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = {"path", "kind", "split", "corpus", "name"} - set(rows.fieldnames or ())
-        if missing:
-            raise AudioError(f"{root / MANIFEST} has no column {', '.join(sorted(missing))}; "
-                             "expected path, kind, split, corpus, name")
-        for row in rows:
-            if row["split"] == "train":
-                yield Clip(root, row["path"], row["kind"], row["corpus"], row["name"])
+    for row in _table(root / MANIFEST, ("path", "kind", "split", "corpus", "name")):
+        if row["kind"] not in KINDS:
+            raise AudioError(f"{root / MANIFEST}: {row['path']} is of kind {row['kind']!r}; expected one of "
+                             f"{', '.join(KINDS)}")
+        if row["split"] == "train":
+            yield Clip(root, row["path"], row["kind"], row["corpus"], row["name"])
+
+
+def _table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file with a line of titles."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = set(columns) - set(rows.fieldnames or ())
+            if missing:
+                raise AudioError(f"{path} has no column {', '.join(sorted(missing))}; expected {', '.join(columns)}")
+            for row in rows:
+                yield {name: row[name] or "" for name in columns}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AudioError(f"{path} cannot be read as a table in UTF-8: {error}") from error
 
 
 def _librispeech(root: Path) -> Iterator[Clip]:
@@ -119,9 +133,10 @@ def _musan(root: Path) -> Iterator[Clip]:
 
 
 def _demand(root: Path) -> Iterator[Clip]:
-    """One of the sixteen microphones."""
-    for path in _audio(root, "*/ch01.*"):
-        yield Clip(root, path, "noise", "demand", path.split("/")[0])
+    """One of the sixteen microphones. A place that was unpacked at two rates counts once."""
+    places = {re.sub(r"_\d+k$", "", path.split("/")[0]): path for path in _audio(root, "*/ch01.*")}
+    for place, path in places.items():
+        yield Clip(root, path, "noise", "demand", place)
 
 
 def _fsd50k(root: Path) -> Iterator[Clip]:
@@ -129,8 +144,7 @@ def _fsd50k(root: Path) -> Iterator[Clip]:
     labels: dict[str, list[str]] = {}
     ground_truth = root / "FSD50K.ground_truth" / "dev.csv"
     if ground_truth.exists():
-        with ground_truth.open(newline="", encoding="utf-8") as file:
-            labels = {row["fname"]: row["labels"].split(",") for row in csv.DictReader(file)}
+        labels = {row["fname"]: row["labels"].split(",") for row in _table(ground_truth, ("fname", "labels"))}
     for path in _audio(root, "FSD50K.dev_audio/*"):
         of_clip = labels.get(Path(path).stem, [path])
         if "Human_voice" not in of_clip:    # the labels name every ancestor of what was heard

@@ -135,7 +135,7 @@ class Mixer:
         spectrum = torch.fft.rfft(signals, self._n_fft) * curve
         if rooms is not None and len(rooms[0]):
             response = self.corpus.rooms.beginnings(rooms[1], self._n_fft - length)
-            response = response / response.square().sum(1, keepdim=True).sqrt()
+            response = response / response.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
             spectrum[rooms[0]] *= torch.fft.rfft(response, self._n_fft)
         return torch.fft.irfft(spectrum, self._n_fft)[:, :length]
 

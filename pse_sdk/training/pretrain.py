@@ -4,7 +4,7 @@
 
 leaves in --out: `checkpoint.pt` (to go on from), `weights.safetensors` (the averaged weights, what ships) and
 `log.jsonl` (a row every evaluation: step, hours of mixtures, hours of wall clock, hours of mixtures per hour of wall
-clock and what the time of a step went to, loss, validation scores).
+clock and what the time of a step went to, both without the evaluations, loss, validation scores).
 
 The same on several cores, GPUs or machines, with the same losses, for a batch is shared out:
 
@@ -16,16 +16,19 @@ Which corpora `--data` takes: `layouts.py`. What 10,000 hours would take: benchm
 import argparse
 import json
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -100,7 +103,8 @@ def _averaged(average: Tensor, value: Tensor, n_averaged: Tensor | int) -> Tenso
 def save_weights(network: torch.nn.Module, path: Path) -> None:
     """The parameters as safetensors, written whole or not at all."""
     partial = path.with_suffix(".partial")
-    save_file({name: value.detach().contiguous() for name, value in network.state_dict().items()}, partial)
+    # not `save_file`, whose files nobody else may read
+    partial.write_bytes(save({name: value.detach().contiguous() for name, value in network.state_dict().items()}))
     partial.replace(path)
 
 
@@ -150,25 +154,55 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, action="append", required=True,
                         help="a folder with a manifest.csv or a public corpus as it unpacks; give it once for each")
     parser.add_argument("--what", choices=[*NETWORKS, "snr_predictor"], required=True)
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--steps", type=_whole(0), required=True,
+                        help="in all; a run that is finished goes on with more, its rate at the peak again")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="where decoded audio is kept")
-    parser.add_argument("--batch", type=int, default=32, help="mixtures a step, of all processes together")
+    parser.add_argument("--batch", type=_whole(0), default=32, help="mixtures a step, of all processes together")
     parser.add_argument("--seconds", type=_whole_hops,
                         help="that a mixture lasts, and a validation one (2.56; for snr_predictor 5.12)")
+    parser.add_argument("--snrs", type=_snr_db, nargs=2, metavar=("LOW", "HIGH"),
+                        help="of the mixtures, in dB ({:g} {:g})".format(*MixingConfig.snr_db))
     parser.add_argument("--start", type=Path, metavar="WEIGHTS",
-                        help="weights to begin with instead of random ones, such as those of a shipped model")
-    parser.add_argument("--peak-rate", type=float, default=2e-3)
+                        help="weights to begin with instead of random ones, such as those of a shipped model; a run "
+                             "that goes on has its own")
+    parser.add_argument("--peak-rate", type=_rate, default=2e-3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu",
                         help="(here: %(default)s)")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
                         help="of the recurrent layers; bfloat16 is faster where the processor has it (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of the network, in each process")
+    parser.add_argument("--threads", type=_whole(1), default=1, help="of the network, in each process")
     parser.add_argument("--mix-ahead", action="store_true",
                         help="make the next mixtures in a second thread while the network learns (the same ones)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--evaluate-every", type=int, default=1000)
+    parser.add_argument("--seed", type=_whole(0), default=0)
+    parser.add_argument("--evaluate-every", type=_whole(1), default=1000, metavar="STEPS")
     return parser.parse_args(arguments)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if text.isascii() and text.isdecimal() and least <= int(text) < 2**63:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
+
+    return whole
+
+
+def _rate(text: str) -> float:
+    return _number(text, 0.0, 1.0)
+
+
+def _snr_db(text: str) -> float:
+    return _number(text, -60.0, 100.0)
+
+
+def _number(text: str, low: float, high: float) -> float:
+    try:
+        if low <= float(text) <= high:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text}: expected a number from {low:g} to {high:g}")
 
 
 def _whole_hops(text: str) -> float:
@@ -191,6 +225,8 @@ def train(args: argparse.Namespace) -> None:
         SettingsError: the checkpoint was made with other settings, or the batch cannot be shared out.
     """
     device = torch.device(args.device, processes.local_rank()) if args.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: this torch sees no GPU here; leave it out")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(args.threads)
@@ -204,6 +240,11 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     task = DENOISING if args.what in NETWORKS else SNR_PREDICTION
     if args.seconds is not None:
         task = replace(task, mixing=replace(task.mixing, length=round(args.seconds * STFT.sample_rate)))
+    if args.snrs is not None:
+        if args.snrs[0] > args.snrs[1]:
+            raise SettingsError(f"--snrs {args.snrs[0]:g} {args.snrs[1]:g}: expected the lower one first")
+        task = replace(task, mixing=replace(task.mixing, snr_db=tuple(args.snrs)))
+    seconds_each = task.mixing.length / STFT.sample_rate
     share, rest = divmod(args.batch, GROUP * processes.n_processes())
     if rest or not share:
         raise SettingsError(f"--batch {args.batch} cannot be shared by {processes.n_processes()} process(es); "
@@ -213,19 +254,18 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     network = task.build(args.what).to(device)
     if args.start is not None:
         _load_start(network, args.start)
+    if processes.rank() == 0:
+        _check_writable(args.out)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
     network.precision = getattr(torch, args.precision)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
-    settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": args.seconds}
+    settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": seconds_each,
+                "snrs": list(task.mixing.snr_db)}
     saved = processes.from_first(_load(checkpoint) if processes.rank() == 0 else None)
     if saved is not None:
-        for name, value in settings.items():
-            before = saved["settings"][name]
-            if before != value:
-                raise SettingsError(f"{checkpoint} was made with --{name} {before}, not {value}; "
-                                    "go on with that, or choose another --out")
+        _check_settings(checkpoint, saved["settings"], settings)
         network.load_state_dict(saved["network"])
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -233,7 +273,10 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
 
     if processes.local_rank() > 0:      # the first process of a machine decodes, the others find the cache
         processes.wait_for_all()
-    training, validation = load_corpus(args.data, args.cache, device)
+    training, validation = load_corpus(args.data, args.cache, device, lambda line: print(line, flush=True))
+    settings["data"] = training.digest
+    if saved is not None:
+        _check_settings(checkpoint, saved["settings"], settings)
     if processes.local_rank() == 0:
         processes.wait_for_all()
     mixer = Mixer(training, task.mixing, args.seed)
@@ -244,12 +287,15 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     if processes.n_processes() > 1:
         loss_of = DistributedDataParallel(loss_of)
     if processes.rank() == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
+        if saved is not None:       # as they were when the checkpoint was written
+            save_weights(average.module, args.out / "weights.safetensors")
+            _keep_rows(args.out / "log.jsonl", step)
         n_parameters = sum(p.numel() for p in network.parameters())
-        print(f"{args.what}: {n_parameters} parameters, from step {step} to {args.steps}", flush=True)
+        print(f"{args.what}: {n_parameters} parameters, "
+              + (f"from step {step} to {args.steps}" if step < args.steps else f"finished at step {step}"), flush=True)
 
     mixtures = _mixtures(mixer, range(step, args.steps), args.batch, rows, ahead=args.mix_ahead)
-    hours_a_step = args.batch * task.mixing.length / STFT.sample_rate / 3600
+    hours_a_step = args.batch * seconds_each / 3600
     started = time.monotonic() - seconds
     losses, watch, since = [], Stopwatch(device), time.monotonic()
     while step < args.steps:
@@ -271,19 +317,21 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         if step % args.evaluate_every == 0 or step == args.steps:
             mean_loss = processes.mean_over_processes(torch.stack(losses).mean()).item()
             now = time.monotonic()
-            row = {"step": step, "hours": round(step * hours_a_step, 2), "snrs_db": task.mixing.snr_db,
-                   "wall_hours": round((now - started) / 3600, 3),
+            row = {"step": step, "hours": round(step * hours_a_step, 4), "snrs_db": task.mixing.snr_db,
+                   "mixture_seconds": round(seconds_each, 2), "wall_hours": round((now - started) / 3600, 3),
                    "hours_per_hour": round(len(losses) * hours_a_step * 3600 / (now - since), 1),
                    **{k: round(v, 3) for k, v in watch.shares().items()}, "training_loss": round(mean_loss, 4),
                    **{k: round(v, 4) for k, v in task.evaluate(average.module, judged).items()}}
+            if not all(isfinite(row[name]) for name in ("training_loss", "loss")):
+                raise SettingsError(f"between steps {step - len(losses)} and {step} the loss became {mean_loss}; "
+                                    f"{args.out} keeps what was before. A lower --peak-rate than {args.peak_rate:g} "
+                                    "helps where the rate was to blame")
             if processes.rank() == 0:
-                with (args.out / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(row) + "\n")
                 print(row, flush=True)
-                _save({"network": network.state_dict(), "average": average.state_dict(),
-                       "optimizer": optimizer.state_dict(), "step": step, "seconds": time.monotonic() - started,
-                       "settings": settings}, checkpoint)
-                save_weights(average.module, args.out / "weights.safetensors")
+                _leave(args.out, row, average.module,
+                       {"network": network.state_dict(), "average": average.state_dict(),
+                        "optimizer": optimizer.state_dict(), "step": step, "seconds": time.monotonic() - started,
+                        "settings": settings})
             losses, watch, since = [], Stopwatch(device), time.monotonic()
 
 
@@ -306,18 +354,87 @@ def _load_start(network: torch.nn.Module, weights: Path) -> None:
     try:
         network.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"--start {weights} cannot be used here: {reason}") from error
+        raise SettingsError(f"--start {weights} cannot be used here: {_line(error)}") from error
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise SettingsError(f"--out {out}: nothing can be written there: {error.strerror}") from error
+
+
+def _check_settings(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """What a checkpoint of an earlier version does not tell is not compared."""
+    for name, value in now.items():
+        # None: the task's own number of seconds, as an earlier version wrote it
+        if before.get(name) not in (None, value):
+            told = ("with other sounds than those of --data" if name == "data" else
+                    f"with --{name} {_words(before[name])}, not {_words(value)}")
+            raise SettingsError(f"{checkpoint} was made {told}; go on with the same, or choose another --out (and "
+                                "--start with the weights, to begin where it stands)")
+
+
+def _words(value: Any) -> str:
+    return " ".join(f"{part:g}" for part in value) if isinstance(value, list) else str(value)
+
+
+def _keep_rows(log: Path, last_step: int) -> None:
+    """Of a log: a run that died may have left rows of steps that are done again, or half a row."""
+    kept = []
+    for line in log.read_text("utf-8").splitlines() if log.exists() else ():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            pass
+    partial = log.with_suffix(".partial")
+    partial.write_text("".join(kept), "utf-8")
+    partial.replace(log)
+
+
+def _leave(out: Path, row: dict[str, Any], network: torch.nn.Module, state: dict[str, Any]) -> None:
+    """The row, the weights and last the checkpoint: going on from one mends what was written after it."""
+    try:
+        with (out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        save_weights(network, out / "weights.safetensors")
+        _save(state, out / "checkpoint.pt")
+    except (OSError, RuntimeError) as error:    # the latter of torch.save
+        raise SettingsError(f"{out} could not be written to: {_line(error)}; its checkpoint is of the evaluation "
+                            "before") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _load(checkpoint: Path) -> dict[str, Any] | None:
-    return torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
+    if not checkpoint.exists():
+        return None
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:    # torch itself looks at no checksum
+            if archive.testzip() is not None:
+                raise ValueError("its checksums do not match")
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        missing = {"network", "average", "optimizer", "step", "seconds", "settings"} - set(state)
+        if missing:
+            raise ValueError(f"it holds no {', '.join(sorted(missing))}")
+        return dict(state)
+    except Exception as error:      # torch has no common class for what a damaged file leads to
+        raise SettingsError(f"{checkpoint} is no checkpoint to go on from: {_line(error)}; remove it to begin anew, or "
+                            "--start with the weights beside it") from error
 
 
 def _save(state: dict[str, Any], checkpoint: Path) -> None:
     partial = checkpoint.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(checkpoint)
+    try:
+        torch.save(state, partial)
+        partial.replace(checkpoint)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -325,6 +442,8 @@ def main() -> None:
         train(parse())
     except PseError as error:
         sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
