@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import theilslopes
+from user_scores import plain
 
 from pse_sdk.tables import environment, environment_line, format_table, write_results
 
@@ -27,7 +28,8 @@ SCORES = {              # name in the log -> title, whether more is better, what
     "snr_error_db": ("SNR error dB", False, 0.1),
 }
 NOTE = (
-    "Scores are on validation mixtures, of speakers and noises never trained on, at the SNRs that are named. The last "
+    "Scores are on validation mixtures, of speakers and files of noise never trained on, at the SNRs and of the length "
+    "that are named. The last "
     "30 % of the steps of a run have a falling learning rate, which lifts its end: a longer run is a little worse on "
     "the way, and that part of the slope does not go on. Gain: median slope against the logarithm of the hours over "
     "the last doubling of hours, with its 95 % interval (Theil and Sen). It is no promise for several doublings."
@@ -68,13 +70,19 @@ def curves_of(model: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """
     by_step = {row["step"]: row for row in rows}
     ordered = [by_step[step] for step in sorted(by_step)]
-    return [curve_of(f"{model}, {kind[0]:g} to {kind[1]:g} dB" if kind else model, list(some))
-            for kind, some in groupby(ordered, lambda row: tuple(row.get("snrs_db", ())))]
+    return [curve_of(f"{model}{words}", list(some)) for words, some in groupby(ordered, _kind)]
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """What a row says of its mixtures, in words to follow the model's name."""
+    snrs_db, seconds = row.get("snrs_db"), row.get("mixture_seconds")
+    return (f", {snrs_db[0]:g} to {snrs_db[1]:g} dB" if snrs_db else "") + (f", {seconds:g} s" if seconds else "")
 
 
 def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
     """From rows in order, all validated on the same mixtures."""
     score = next(name for name in SCORES if name in rows[-1])
+    rows = [row for row in rows if row["hours"] > 0] or rows
     hours, values = [row["hours"] for row in rows], [row[score] for row in rows]
     late = np.array(hours) >= hours[-1] / 2
     gain = low = high = float("nan")
@@ -95,6 +103,15 @@ def markdown_page(curves: Sequence[Curve]) -> str:
     return "\n\n".join([format_table(cells), "\n".join(f"- {curve.verdict}" for curve in curves), NOTE])
 
 
+def _row(line: str) -> dict[str, Any]:
+    """Of a log; nothing where it is half a row, which a run that died left."""
+    try:
+        row = json.loads(line)
+        return row if "step" in row and "hours" in row else {}
+    except (ValueError, TypeError):
+        return {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
@@ -108,14 +125,15 @@ def main() -> None:
             lines = (folder / "log.jsonl").read_text("utf-8").splitlines()
         except OSError as error:
             parser.exit(2, f"{folder} holds no log.jsonl of a training run: {error.strerror}\n")
-        if not lines:
-            parser.exit(2, f"{folder / 'log.jsonl'} is empty; wait for the first evaluation\n")
-        curves += curves_of(folder.name, [json.loads(line) for line in lines])
+        rows = [row for line in lines if (row := _row(line))]
+        if not rows:
+            parser.exit(2, f"{folder / 'log.jsonl'} holds no evaluation; wait for the first one\n")
+        curves += curves_of(folder.name, rows)
 
     above = environment()
     page = f"# Learning curves\n\n{environment_line(above)}\n\n{markdown_page(curves)}\n"
     values = {"environment": above, "curves": [asdict(curve) for curve in curves]}
-    write_results(page, values, args.out, args.json)
+    write_results(page, plain(values), args.out, args.json)
     print(f"{page}\nwritten: {args.out}, {args.json}")
 
 

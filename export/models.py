@@ -3,18 +3,22 @@
     python export/models.py build/pretrain/tiny build/pretrain/small ... [--into pse_sdk/models]
     python export/models.py --again tiny small large                     [--into pse_sdk/models]
 
-Each folder is what `python -m pse_sdk.training.pretrain` left; its name says what it holds. With --again, generalists
-that are already there get new graphs around their weights, and keep their scores and their day.
+Each folder is what `python -m pse_sdk.training.pretrain` left. Without --into, what the package ships is replaced. With
+--again, generalists that are already there get new graphs around their weights, and keep their scores and their day.
 """
 
 import argparse
 import datetime
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from pse_sdk.config import SIZES
+from pse_sdk.errors import PseError, SettingsError
 from pse_sdk.model_format import ModelInfo, write_whole
 from pse_sdk.onnx_denoiser import OnnxDenoiser
 from pse_sdk.training.network import load_network
@@ -40,8 +44,7 @@ def main() -> None:
         print(f"{path}: {path.stat().st_size} bytes, now {len(model)}")
         write_whole(path, model)
     for folder in args.folders:
-        what = folder.name
-        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        what, last = read_run(folder)
         if what == "teacher":       # only personalization uses it, and that has torch
             network = load_network(what, folder / "weights.safetensors")
             save_weights(network.half(), args.into / f"{what}.safetensors")
@@ -61,5 +64,23 @@ def main() -> None:
         print(f"{args.into / what}.onnx: {len(model)} bytes, step {last['step']}, {last['hours']} hours of mixtures")
 
 
+def read_run(folder: Path) -> tuple[str, dict[str, Any]]:
+    """What was trained there, and the last row of its log.
+
+    Raises:
+        SettingsError: that cannot be found out.
+    """
+    try:
+        checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+        return checkpoint["settings"]["what"], next(row for row in rows if row["step"] == checkpoint["step"])
+    except Exception as error:      # torch has no common class for what a damaged file leads to
+        raise SettingsError(f"{folder} is not what a training left, or is damaged: {type(error).__name__} {error}; "
+                            "expected checkpoint.pt, weights.safetensors and log.jsonl") from error
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PseError, OSError) as error:
+        sys.exit(f"{error}")

@@ -1,9 +1,11 @@
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from pse_sdk.errors import SettingsError
 from pse_sdk.model_format import ModelInfo
 from pse_sdk.onnx_denoiser import OnnxDenoiser
 
@@ -39,6 +41,32 @@ def test_a_size_exported_again_has_the_weights_beside_it_and_the_description_it_
     after = OnnxDenoiser(tmp_path / "tiny.onnx")
     assert after.info == before.info and after.info.scores == told.scores
     assert after.model == onnx_export.export_model(tiny_network, told) != before.model
+
+
+@pytest.fixture
+def run(tmp_path, tiny_network):
+    """What a training leaves, in a folder of any name."""
+    folder = tmp_path / "my first"
+    folder.mkdir()
+    save_weights(tiny_network, folder / "weights.safetensors")
+    torch.save({"settings": {"what": "tiny"}, "step": 7}, folder / "checkpoint.pt")
+    rows = [{"step": step, "hours": step / 2, "si_sdr_improvement": 1.0} for step in (5, 7, 9)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_run_becomes_a_model_file_whatever_its_folder_is_called(program, tmp_path, tiny_network, run):
+    program(run, "--into", tmp_path / "models")
+    model = OnnxDenoiser(tmp_path / "models" / "tiny.onnx")
+    assert model.info.size == "tiny" and model.info.scores["hours_of_mixtures"] == 3.5
+    assert (tmp_path / "models" / "tiny.safetensors").exists()
+
+
+@pytest.mark.parametrize("lost", ["checkpoint.pt", "log.jsonl"])
+def test_what_no_training_left_is_refused(program, tmp_path, run, lost):
+    (run / lost).write_text("")
+    with pytest.raises(SettingsError, match="my first is not what a training left"):
+        program(run, "--into", tmp_path / "models")
 
 
 def test_without_anything_to_export_it_says_so(program, capsys):

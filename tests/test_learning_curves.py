@@ -63,6 +63,28 @@ def test_scores_on_other_mixtures_are_another_curve(program):
     assert "too few hours" in second.verdict        # 150 to 200 are no doubling
 
 
+def test_mixtures_of_another_length_are_another_curve(program):
+    rows = [{**row, "snrs_db": [-5, 20], "mixture_seconds": 2.56 if row["hours"] < 50 else 5.12}
+            for row in rows_of(lambda hours: hours, range(10, 100, 10))]
+    assert [curve.model for curve in program.curves_of("teacher", rows)] == ["teacher, -5 to 20 dB, 2.56 s",
+                                                                             "teacher, -5 to 20 dB, 5.12 s"]
+
+
+def test_hours_that_round_to_nothing_are_no_matter(program):
+    page = program.markdown_page(program.curves_of("tiny", rows_of(lambda hours: hours, [0.0, 1.0, 2.0])))
+    assert "| tiny | 1 | 1.00 |" in page and "| tiny | 0 |" not in page
+
+
+def test_half_a_row_that_a_killed_run_left_is_passed_over(program, monkeypatch, tmp_path):
+    rows = "".join(json.dumps(row) + "\n" for row in rows_of(lambda hours: hours, [1.0, 2.0]))
+    (tmp_path / "log.jsonl").write_text(rows + '{"step": 3, "hou')
+    monkeypatch.setattr(sys, "argv", ["learning_curves", str(tmp_path), "--out", str(tmp_path / "t.md"),
+                                      "--json", str(tmp_path / "t.json")])
+    program.main()
+    [curve] = json.loads((tmp_path / "t.json").read_text())["curves"]
+    assert curve["values"] == [1.0, 2.0] and curve["gain"] is None
+
+
 def test_the_program_writes_a_table_and_its_figures(program, monkeypatch, tmp_path, capsys):
     (tmp_path / "tiny").mkdir()
     rows = rows_of(lambda hours: hours / 100, range(10, 210, 10))
@@ -76,7 +98,8 @@ def test_the_program_writes_a_table_and_its_figures(program, monkeypatch, tmp_pa
     assert json.loads((tmp_path / "t.json").read_text())["curves"][0]["hours"][-1] == 200
 
 
-@pytest.mark.parametrize("log, told", [(None, "holds no log.jsonl"), ("", "is empty")])
+@pytest.mark.parametrize("log, told", [(None, "holds no log.jsonl"), ("", "holds no evaluation"),
+                                       ('{"step": 4, "ho', "holds no evaluation")])
 def test_a_folder_without_a_log_is_refused(program, monkeypatch, tmp_path, capsys, log, told):
     if log is not None:
         (tmp_path / "log.jsonl").write_text(log)

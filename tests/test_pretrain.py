@@ -219,7 +219,8 @@ def zeroed(content):
     return content[:2000] + bytes(400) + content[2400:]
 
 
-@pytest.mark.parametrize("spoil", [lambda content: b"", lambda content: content[:5000], zeroed, lambda content: b"x" * 99])
+@pytest.mark.parametrize("spoil", [lambda content: b"", lambda content: content[:5000], zeroed,
+                                   lambda content: b"x" * 99])
 def test_a_damaged_checkpoint_is_refused_and_stays(corpus, tmp_path, checkpoint, spoil):
     damaged = spoil(checkpoint.read_bytes())
     (tmp_path / "checkpoint.pt").write_bytes(damaged)
