@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import end_when_told
-from score_tables import CLEAN_SET, Result, gains, mean_over_clips, summary, summary_page, users_page
+from score_tables import CLEAN_SET, Result, gains, mean_over_clips, snr_page, summary, summary_page, users_page
 from user_scores import (
     NOISY,
     SETS,
@@ -153,7 +153,7 @@ def main() -> None:
              f"thread{'s' * (args.threads > 1)}, {args.jobs} at a time")
     title = "Personalization" if methods else "Generalists, teacher and peers"
     page = (f"# {title}\n\n{environment_line(above)}\n\n{setup if methods else f'{len(users)} users'}\n\n"
-            f"{summary_page(results)}\n\n{users_page(results)}\n\n## Notes\n\n{NOTES}")
+            f"{summary_page(results)}\n\n{snr_page(results)}\n\n{users_page(results)}\n\n## Notes\n\n{NOTES}")
     told = {**asdict(settings), "work": None, "peers": args.peers[1:], "jobs": args.jobs}
     values = {"environment": above, "settings": told,
               "summary": summary(results), "gains": gains(results), "results": results}

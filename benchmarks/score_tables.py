@@ -179,6 +179,27 @@ def users_page(results: Sequence[Result]) -> str:
     return "\n\n".join(parts)
 
 
+def snr_page(results: Sequence[Result]) -> str:
+    """Every system by the SNR of the test clips, in the sets that tell it: means over the clips of all users."""
+    parts = []
+    for set_name in sets_of(results):
+        clips = {system: [clip for result in results if result.system == system
+                          for clip in result.sets.get(set_name, ()) if not isnan(clip.get("snr_db", nan))]
+                 for system in systems_of(results)}
+        snrs_db = sorted({clip["snr_db"] for some in clips.values() for clip in some})
+        if not snrs_db:
+            continue
+        metrics = metrics_of(set_name)
+        cells = [["system", *(f"{snr_db:g} dB" for snr_db in snrs_db)]]
+        for system, some in clips.items():
+            at = [[clip for clip in some if clip["snr_db"] == snr_db] for snr_db in snrs_db]
+            cells.append([system, *(" / ".join(_number(mean_over_clips(found, metric), metric) for metric in metrics)
+                                    for found in at)])
+        parts.append(f"## By SNR: {set_name} ({' / '.join(TITLES[metric] for metric in metrics)})\n\n"
+                     f"{format_table(cells)}")
+    return "\n\n".join(parts)
+
+
 def _user_gains(results: Sequence[Result], system: str) -> list[list[str]]:
     own = [result for result in results if result.system == system]
     columns = [(set_name, metric, user_means(results, system, set_name, metric),

@@ -411,6 +411,14 @@ def test_the_pages_say_who_got_worse_and_how_specialists_were_judged(tables, res
     assert "| ann | 5.00 / 2.000 / 0.500 | 6.50 / 2.000 / 0.500 |" in users
 
 
+def test_scores_are_parted_by_the_snr_of_the_clips(tables):
+    clips = [{**clip(value), "snr_db": snr_db} for value, snr_db in ((1.0, -5), (3.0, -5), (8.0, 10), (9.0, nan))]
+    page = tables.snr_page([tables.Result("ann", "mine", {"noise": clips[:2], "clean": [clip(0.0)]}),
+                            tables.Result("bob", "mine", {"noise": clips[2:], "clean": [clip(0.0)]})])
+    assert "| system | -5 dB | 10 dB |" in page and "clean" not in page
+    assert "| mine | 2.00 / 2.000 / 0.500 | 8.00 / 2.000 / 0.500 |" in page
+
+
 def test_generalists_alone_make_a_page_without_gains(tables, results):
     page = tables.summary_page(results[:3])
     assert "generalist tiny" in page and "Gain" not in page
