@@ -386,7 +386,7 @@ def test_a_specialist_goes_on_from_itself_and_stays_where_nothing_better_is_foun
         assert second.digest == first.digest
     kept = Enhancer.personalize([hum], start=first, budget_seconds=30)
     assert kept.report.status == "insufficient_data" and kept.digest == first.digest
-    assert "The specialist it went on from stays in use." in kept.report.summary
+    assert "The model it went on from stays in use." in kept.report.summary
 
 
 @pytest.mark.parametrize("settings, words", [

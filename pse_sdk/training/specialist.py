@@ -89,7 +89,7 @@ class Job:
     @property
     def before(self) -> str:
         """What was in use before, in words."""
-        return f"the {self.size} generalist" if self.start is None else "the specialist it went on from"
+        return f"the {self.size} generalist" if self.start is None else "the model it went on from"
 
     def seconds_left(self) -> float:
         return self.deadline - self.clock.now()
