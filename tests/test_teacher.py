@@ -56,7 +56,7 @@ def test_the_level_does_not_matter(teacher):
 
 def test_both_networks_are_heard_and_aligned(teacher):
     samples = 0.1 * np.random.default_rng(2).standard_normal(32_000).astype(np.float32)
-    causal = Enhancer(size="medium").enhance(samples, STFT.sample_rate)
+    causal = Enhancer(size=BEST_GENERALIST).enhance(samples, STFT.sample_rate)
     both = Teacher().estimate(samples)
     np.testing.assert_allclose(both, (causal + estimate_speech(teacher, samples)) / 2, atol=1e-6)
     assert both.shape == samples.shape and both.dtype == np.float32

@@ -19,7 +19,7 @@ from .network import Denoiser, load_network
 CHUNK, MARGIN = 320, 60
 N_AT_ONCE = 8
 BLOCK = 30 * STFT.sample_rate
-BEST_GENERALIST = "medium"      # learnt longer, and from more noise, than `large`
+BEST_GENERALIST = "large"
 
 
 def load_teacher(path: Path = MODELS / "teacher.safetensors") -> Denoiser:
