@@ -191,7 +191,8 @@ def main() -> None:
     rows = [read_row(task) for task in tasks]
     results = results_of(rows)
     setup = (f"{len({row.user for row in rows})} users, {len(rows)} tasks, "
-             f"{sum(row.status == FAILED for row in rows)} of them failed; {args.budget:g} s for each personalization "
+             f"{sum(row.status == FAILED for row in rows)} of them failed; "
+             f"{f'{args.steps} steps' if args.steps else f'{args.budget:g} s'} for each personalization "
              f"on {args.threads} thread{'s' * (args.threads > 1)}")
     page = (f"# How much to record\n\n{environment_line(above)}\n\n{setup}\n\n{summary_page(results)}\n\n"
             f"## Notes\n\n{NOTES}")

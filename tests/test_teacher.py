@@ -7,7 +7,7 @@ from pse_sdk.config import STFT
 from pse_sdk.errors import ModelFileError
 from pse_sdk.training.losses import spectrogram
 from pse_sdk.training.network import build_network
-from pse_sdk.training.teacher import CHUNK, MARGIN, Teacher, estimate_speech, load_teacher
+from pse_sdk.training.teacher import BEST_GENERALIST, CHUNK, MARGIN, Teacher, estimate_speech, load_teacher
 
 
 @pytest.fixture(scope="module")
