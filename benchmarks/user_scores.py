@@ -83,7 +83,8 @@ def evaluate_set(folder: Path, system: System, work: Path) -> list[dict[str, Any
     if not cache.exists():
         write_json(cache, [score_clip(path, system) for path in sorted(folder.glob("*.noisy.wav"))])
     tests = folder / "tests.json"
-    snrs_db = {row["test"]: row["snr_db"] for row in json.loads(tests.read_text("utf-8"))} if tests.exists() else {}
+    rows = unplain(json.loads(tests.read_text("utf-8"))) if tests.exists() else []
+    snrs_db = {row["test"]: row["snr_db"] for row in rows}
     clips: list[dict[str, Any]] = unplain(json.loads(cache.read_text("utf-8")))
     return [{**clip, "snr_db": snrs_db.get(clip["test"], nan)} for clip in clips]
 
