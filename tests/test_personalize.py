@@ -120,7 +120,7 @@ def test_finetuning_needs_speech_that_is_clean(reader_recordings):
 
 @needs_models
 def test_a_specialist_for_one_voice_is_judged_beside_others(reader_recordings):
-    report = Enhancer.personalize(reader_recordings, others="remove", size="tiny", budget_seconds=110, steps=40,
+    report = Enhancer.personalize(reader_recordings, others="remove", size="tiny", budget_seconds=110, steps=120,
                                   threads=1).report
     assert report.others == "remove"
     checks = {check.name: check.value for check in report.checks}
