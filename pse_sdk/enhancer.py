@@ -210,8 +210,8 @@ class Enhancer:
 
         Args:
             recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of
-                speech is little, five are plenty. Of more than 10 minutes the middle of each recording is used, of
-                more than an hour the first hour read; of anything else at most ten minutes.
+                speech is little, five are plenty. Of more than 10 minutes (5 where others are removed) the middle of
+                each recording is used, of more than an hour the first hour read; of anything else at most ten minutes.
             clean: of the user as well, but without noise (close to the microphone, in a quiet room): seconds help, a
                 minute helps more. What does not sound clean is used as a noisy recording, and noted.
             noise: files or folders with noises that should be removed, beside those that the package makes itself.

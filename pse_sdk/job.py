@@ -45,7 +45,8 @@ LONGEST_SECONDS, LONGEST_OTHER_SECONDS = 3600.0, 600.0      # of recordings, and
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 CHECKPOINT_HEADER = b"pse_sdk checkpoint\n"
 """How a checkpoint's file begins. Nothing else is ever overwritten or removed as one."""
-MOST_SECONDS = 10 * 60.0        # of recordings: more is not learnt within a budget of minutes, and takes memory
+# Of recordings: more is not learnt within a budget of minutes, and takes memory. Other voices take some of it, too.
+MOST_SECONDS = {"keep": 10 * 60.0, "remove": 5 * 60.0}
 IN_USE = "in_use"
 """A file in the job's folder that is locked while the process that made it lives."""
 FOLDER_PREFIX = "pse-"
@@ -100,7 +101,7 @@ def run_job(
     settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
-    read, cut = at_most(read_recordings(recordings, max_seconds=LONGEST_SECONDS), MOST_SECONDS)
+    read, cut = at_most(read_recordings(recordings, max_seconds=LONGEST_SECONDS), MOST_SECONDS[others])
     given, foreign, talkers = (_read_others(source, name) for name, source in (
         ("clean", clean), ("noise", noise), ("voices", voices)))
     estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)

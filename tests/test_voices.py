@@ -53,6 +53,13 @@ def test_the_throat_moves_and_the_pitch_stays(octaves):
     assert formant_of(moved) == pytest.approx(1500 * 2**octaves, rel=0.12)
 
 
+def test_there_are_not_more_voices_than_fit(monkeypatch):
+    monkeypatch.setattr("pse_sdk.training.voices.MOST_VOICES", 3)
+    speech = [synthetic_voice(round(length * PIECE_SECONDS * RATE), np.random.default_rng(0)) for length in (4, 0.4, 2)]
+    assert len(others_from(speech, np.random.default_rng(0))) == 3
+    assert len(others_from(speech[1:], np.random.default_rng(0))) == 2
+
+
 def test_another_voice_is_finite_sound_of_like_level():
     samples = synthetic_voice(4 * RATE, np.random.default_rng(1))
     for seed in range(10):

@@ -56,7 +56,7 @@ class Bank:
         kept = [i for i, clip in enumerate(clips) if len(clip)]
         lengths = torch.tensor([len(clips[i]) for i in kept], dtype=torch.long)
         samples = np.concatenate([clips[i] for i in kept]) if kept else np.zeros(0, np.float32)
-        return cls(torch.from_numpy(samples.astype(np.float32)), lengths.cumsum(0) - lengths, lengths,
+        return cls(torch.from_numpy(samples.astype(np.float32, copy=False)), lengths.cumsum(0) - lengths, lengths,
                    torch.tensor([weights[i] for i in kept], dtype=torch.float64),
                    tuple(names[i] for i in kept) if names else ())
 
