@@ -21,10 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from safetensors.torch import load_file, save_file
-from user_scores import digest_of_package
+from user_scores import digest_of_package, read
 
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.tables import environment, environment_line, format_table, write_results
@@ -116,7 +115,7 @@ def main() -> None:
 
 
 def material_of(folder: Path, size: str, seed: int) -> Material | None:
-    recordings = [soundfile.read(path, dtype="float32")[0] for path in sorted((folder / "recordings").glob("*.wav"))]
+    recordings = [read(path) for path in sorted((folder / "recordings").glob("*.wav"))]
     try:
         return prepare(Job(recordings, size=size, deadline=float("inf"), seed=seed), {})
     except NoSpecialist as reason:
@@ -126,9 +125,9 @@ def material_of(folder: Path, size: str, seed: int) -> Material | None:
 
 def specialists(user: str, material: Material, start: Denoiser, args: argparse.Namespace) -> dict[int, Denoiser]:
     """The user's own, by number of steps."""
-    found = {}
+    found, package = {}, digest_of_package(args.size)
     for steps in STEPS:
-        path = args.work / f"{user}-{args.size}-{digest_of_package(args.size)}-{steps}-{args.seed}.safetensors"
+        path = args.work / f"{user}-{args.size}-{package}-{steps}-{args.seed}.safetensors"
         network = copy.deepcopy(start)
         if path.exists():
             network.load_state_dict(load_file(path))
@@ -183,11 +182,11 @@ def candidates(user: str, start: Denoiser, trained: dict[str, dict[int, Denoiser
 
 def test_clips(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Noisy and clean [1, T], in whole hops."""
-    def read(path: Path) -> torch.Tensor:
-        samples = soundfile.read(path, dtype="float32")[0]
+    def whole(path: Path) -> torch.Tensor:
+        samples = read(path)
         return torch.from_numpy(np.pad(samples, (0, -len(samples) % STFT.hop_length)))[None]
 
-    return [(read(path), read(path.with_name(path.name.replace(".noisy.", ".clean."))))
+    return [(whole(path), whole(path.with_name(path.name.replace(".noisy.", ".clean."))))
             for path in sorted((folder / "tests" / "noise").glob("*.noisy.wav"))]
 
 

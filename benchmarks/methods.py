@@ -295,7 +295,7 @@ def estimates(task: Task, stages: tuple[Stage, ...], settings: Settings) -> list
     if teacher == TRUTH:
         return [read(path) for path in sorted((task.user / "clean").glob("*.wav"))]
     named = digest(stages[:-1], task.size, settings.steps, settings.seed) if teacher == SELF else teacher
-    key = digest(digest_of_package(task.size), named, _sounds(task.user, stages, settings))
+    key = digest(digest_of_package(task.size), named, _sounds(task.user, stages[:-1], settings))
     path = settings.work / "estimates" / f"{task.user.name}-{key}.npz"
     if not path.exists():
         if teacher == SELF:

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from pse_sdk.config import SIZES
@@ -23,7 +22,7 @@ from pse_sdk.model_format import ModelInfo, write_whole
 from pse_sdk.onnx_denoiser import OnnxDenoiser
 from pse_sdk.training.network import load_network
 from pse_sdk.training.onnx_export import export_model
-from pse_sdk.training.pretrain import save_weights
+from pse_sdk.training.pretrain import load_checkpoint, save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
 
 CALIBRATION = ("speech_accuracy", "snr_bias_db", "snr_error_db", "share_calibration_error")
@@ -71,10 +70,12 @@ def read_run(folder: Path) -> tuple[str, dict[str, Any]]:
         SettingsError: that cannot be found out.
     """
     try:
-        checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        checkpoint = load_checkpoint(folder / "checkpoint.pt")
+        if checkpoint is None:
+            raise FileNotFoundError("there is no checkpoint.pt")
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
         return checkpoint["settings"]["what"], next(row for row in rows if row["step"] == checkpoint["step"])
-    except Exception as error:      # torch has no common class for what a damaged file leads to
+    except (PseError, OSError, ValueError, KeyError, StopIteration) as error:
         raise SettingsError(f"{folder} is not what a training left, or is damaged: {type(error).__name__} {error}; "
                             "expected checkpoint.pt, weights.safetensors and log.jsonl") from error
 

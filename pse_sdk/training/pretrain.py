@@ -263,7 +263,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     checkpoint = args.out / "checkpoint.pt"
     settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": seconds_each,
                 "snrs": list(task.mixing.snr_db)}
-    saved = processes.from_first(_load(checkpoint) if processes.rank() == 0 else None)
+    saved = processes.from_first(load_checkpoint(checkpoint) if processes.rank() == 0 else None)
     if saved is not None:
         _check_settings(checkpoint, saved["settings"], settings)
         network.load_state_dict(saved["network"])
@@ -411,7 +411,12 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _load(checkpoint: Path) -> dict[str, Any] | None:
+def load_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
+    """What a run goes on from; None where there is no such file.
+
+    Raises:
+        SettingsError: it is damaged, or no checkpoint.
+    """
     if not checkpoint.exists():
         return None
     try:
