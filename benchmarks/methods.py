@@ -21,6 +21,7 @@ Needs pse_sdk[train,bench].
 """
 
 import argparse
+import copy
 import json
 import signal
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from adapters import with_adapters, without_adapters
 from engines import on_this_machine
 from safetensors.torch import load_file, save_file
 from score_tables import Result, gains, mean_over_clips, metrics_of, summary, summary_page
@@ -70,8 +72,10 @@ VARIANTS = {
     "auto-no-pauses": replace(METHODS[AUTO], pauses_are_silent=False),
     "auto-no-remix": replace(METHODS[AUTO], remix_share=0.0),
     "auto-no-fade": replace(METHODS[AUTO], clean_share=0.0),
+    "auto-adapters": METHODS[AUTO],
     "remixit": replace(METHODS[AUTO], purify=False, remix_share=1.0),
 }
+ADAPTER_RANKS = {"auto-adapters": 8}
 
 NOTES = f"""\
 "{UNGUARDED}": the averaged weights that validation liked best, whatever the guard says of them, as the paper ships its
@@ -280,7 +284,11 @@ def trained(task: Task, stages: tuple[Stage, ...], settings: Settings) -> Fit:
     start = trained(task, stages[:-1], settings).network if stages[1:] else load_generalist(task.size)
     facts: dict[str, Any] = {}
     job, material = material_of(task, stages, settings, facts)
-    fitted = train(job, material, start, facts)
+    if rank := ADAPTER_RANKS.get(stages[-1].method):
+        fitted = train(job, material, with_adapters(copy.deepcopy(start), rank), facts)
+        fitted = replace(fitted, network=without_adapters(fitted.network))
+    else:
+        fitted = train(job, material, start, facts)
     write_json(path.with_suffix(".json"), {"score": fitted.score, "n_steps": fitted.n_steps, "curve": fitted.curve,
                                            "seconds": fitted.seconds})
     partial_ = path.with_suffix(".partial")

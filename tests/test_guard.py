@@ -8,10 +8,19 @@ from pse_sdk.config import STFT
 from pse_sdk.purification import FrameAnalysis
 from pse_sdk.report import Check
 from pse_sdk.segments import Stretch
-from pse_sdk.training import specialist
+from pse_sdk.training import guard, specialist
 from pse_sdk.training.corpus import Bank
 from pse_sdk.training.fit import FitConfig, fit, items_loss
-from pse_sdk.training.guard import HeldOut, Score, enhance_batch, held_out, judge, lower_bound, si_sdr_db
+from pse_sdk.training.guard import (
+    HeldOut,
+    Score,
+    enhance_batch,
+    held_out,
+    judge,
+    lower_bound,
+    perceived_gains,
+    si_sdr_db,
+)
 from pse_sdk.training.network import build_network
 from pse_sdk.training.pseudo_mixtures import Items, Method, NoiseBanks, Pair
 from pse_sdk.training.specialist import Job, judge_retreating
@@ -95,6 +104,23 @@ def test_a_network_that_returns_nan_is_not_accepted(start, material):
     with torch.no_grad():
         broken.gain_head.bias.fill_(float("nan"))
     assert not all(check.passed for check in judge(broken, start, material)[1])
+
+
+def test_how_understandable_and_how_pleasant_it_is(material):
+    noise = material.mixture - material.reference
+    quieter, reference = material.reference + 0.3 * noise, material.reference
+    assert all(gain > 0.02 for gain in perceived_gains(quieter, material.mixture, reference))
+    assert all(gain < -0.02 for gain in perceived_gains(material.mixture, quieter, reference))
+    assert perceived_gains(quieter, quieter, reference) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("gains, refusing", [
+    ((-0.02, 0.1), {"intelligibility"}), ((0.1, -0.1), {"quality"}), ((-0.001, -0.01), set()),
+    ((np.nan, np.nan), {"intelligibility", "quality"})])
+def test_more_decibels_are_not_enough(better, start, material, monkeypatch, gains, refusing):
+    monkeypatch.setattr(guard, "perceived_gains", lambda *_: gains)
+    failed = {check.name for check in judge(better, start, material)[1] if not check.passed}
+    assert failed - {"clean_db"} == refusing
 
 
 @pytest.mark.parametrize("passing, heard, share", [

@@ -1,6 +1,7 @@
 """`benchmarks/methods.py`: what its words mean, and rows with and without the guard, where training costs nothing."""
 
 import argparse
+import copy
 import importlib
 import json
 from dataclasses import replace
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from pse_sdk.report import KEPT
-from pse_sdk.training.fit import Fit
-from pse_sdk.training.specialist import NoSpecialist, load_generalist
+from pse_sdk.config import STFT  # noqa: E402
+from pse_sdk.report import KEPT  # noqa: E402
+from pse_sdk.training.fit import Fit  # noqa: E402
+from pse_sdk.training.specialist import NoSpecialist, load_generalist  # noqa: E402
 
 RATE = 16_000
 
@@ -120,3 +122,31 @@ def test_a_row_holds_what_was_trained_and_what_the_user_gets(methods, user, sett
     assert (with_guard["status"], with_guard["start"]) == (KEPT if refused else "accepted", "generalist tiny")
     methods.run_task(task, settings)
     assert len(stages) == 2             # what was trained is kept
+
+
+def test_adapters_change_matrices_by_few_ranks(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    adapters = importlib.import_module("adapters")
+    start, rank = load_generalist("tiny"), 3
+    noisy = torch.randn((2, 40, 2, STFT.n_bins), generator=torch.Generator().manual_seed(0))
+
+    def heard(network):
+        return network(noisy, network.initial_state(2))[0]
+
+    adapted = adapters.with_adapters(copy.deepcopy(start), rank)
+    torch.testing.assert_close(heard(adapted), heard(start))
+    optimizer = torch.optim.Adam(adapted.parameters(), 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        heard(adapted).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        expected = heard(adapted)
+        whole = adapters.without_adapters(adapted)
+        torch.testing.assert_close(heard(whole), expected)
+    assert (expected - heard(start)).abs().max() > 0.01
+    assert list(whole.state_dict()) == list(start.state_dict())
+    assert all(value.requires_grad for value in whole.parameters())
+    ranks = {int(torch.linalg.matrix_rank(after - before, rtol=1e-4)) for after, before in
+             zip(whole.state_dict().values(), start.state_dict().values(), strict=True) if after.ndim == 2}
+    assert ranks == {rank}

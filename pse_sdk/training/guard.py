@@ -16,6 +16,7 @@ from ..report import Check
 from .losses import spectrogram, waveform
 from .mixing import active_rms
 from .network import Denoiser
+from .perception import disturbance, intelligibility, perceptual_loss
 from .pseudo_mixtures import NoiseBanks, Pair, fade
 
 ITEM_FRAMES = 192           # 3.07 s
@@ -26,6 +27,8 @@ LEAST_VOICES_GAIN_DB = 0.5
 WORST_TENTH_DB = -1.0
 WORST_ELSEWHERE_DB = -0.3
 WORST_CLEAN_LOSS_DB = -0.5
+PERCEPTUAL_DB = 5.0         # of SI-SDR that one of `perceptual_loss` is worth, as in training
+WORST_INTELLIGIBILITY, WORST_QUALITY = -0.005, -0.03
 BLOCK_FRAMES = 6            # 96 ms: speech that is lowered for so long is missed
 AUDIBLE_DB = 45.0           # below an item's loudest block: what lies deeper is not heard
 MUTED_DB = -30.0            # lower than that makes no difference
@@ -112,7 +115,9 @@ class Score:
 
     def __init__(self, start: Denoiser, material: HeldOut) -> None:
         self._material = material
-        self._start = si_sdr_db(enhance_batch(start, material.mixture), material.reference)
+        mixture = enhance_batch(start, material.mixture)
+        self._start = si_sdr_db(mixture, material.reference)
+        self._heard = _perceptual_loss(mixture, material.reference)
         self._elsewhere = si_sdr_db(enhance_batch(start, material.elsewhere), material.reference)
         if material.beside_voices is not None:
             self._beside = si_sdr_db(enhance_batch(start, material.beside_voices), material.reference)
@@ -121,14 +126,16 @@ class Score:
 
     def __call__(self, network: Denoiser) -> float:
         material = self._material
-        gain = si_sdr_db(enhance_batch(network, material.mixture), material.reference) - self._start
+        mixture = enhance_batch(network, material.mixture)
+        gain = si_sdr_db(mixture, material.reference) - self._start
+        perceived = PERCEPTUAL_DB * (self._heard - _perceptual_loss(mixture, material.reference)).mean()
         elsewhere = si_sdr_db(enhance_batch(network, material.elsewhere), material.reference) - self._elsewhere
         louder = _level_db(enhance_batch(network, material.pauses)) - self._pause_db
         lowered = kept_level_db(material.clean, enhance_batch(network, material.clean)) - self._kept_db
         if material.beside_voices is not None:
             beside = si_sdr_db(enhance_batch(network, material.beside_voices), material.reference) - self._beside
             gain = torch.cat([gain, beside])
-        return float(gain.clamp_max(MOST_GAIN_DB).mean() + 0.5 * elsewhere.mean().clamp_max(0)
+        return float(gain.clamp_max(MOST_GAIN_DB).mean() + perceived + 0.5 * elsewhere.mean().clamp_max(0)
                      - 0.25 * (louder - WORST_PAUSE_DB).clamp_min(0) + min(0.0, lowered - WORST_LOWERED_DB / 2))
 
 
@@ -142,6 +149,17 @@ def kept_level_db(clean: Tensor, enhanced: Tensor) -> float:
     return float((10 * torch.log10(after / before)).clamp(MUTED_DB, 0.0)[audible].mean())
 
 
+def _perceptual_loss(estimate: Tensor, reference: Tensor) -> Tensor:
+    return perceptual_loss(spectrogram(estimate), spectrogram(reference))
+
+
+def perceived_gains(after: Tensor, before: Tensor, reference: Tensor) -> tuple[float, float]:
+    """By how much `after` is more intelligible than `before`, all [B, T], and less disturbing."""
+    after, before, reference = map(spectrogram, (after, before, reference))
+    return (float((intelligibility(after, reference) - intelligibility(before, reference)).mean()),
+            float((disturbance(before, reference) - disturbance(after, reference)).mean()))
+
+
 def _level_db(samples: Tensor) -> Tensor:
     return 10 * torch.log10(samples.square().mean() + 1e-10)
 
@@ -149,7 +167,9 @@ def _level_db(samples: Tensor) -> Tensor:
 def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0) -> tuple[float, tuple[Check, ...]]:
     """The mean gain in dB on the user's noise (and other voices, if they are to be removed), and the checks that all
     must pass."""
-    gain, groups = gains_db(candidate, start, material.mixture, material.reference), material.groups
+    after, before = (enhance_batch(network, material.mixture) for network in (candidate, start))
+    gain, groups = si_sdr_db(after, material.reference) - si_sdr_db(before, material.reference), material.groups
+    understood, undisturbed = perceived_gains(after, before, material.reference)
     in_noise = gain
     if material.beside_voices is not None:
         beside = gains_db(candidate, start, material.beside_voices, material.reference)
@@ -161,7 +181,6 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
     kept_before = si_sdr_db(clean_before, material.clean).clamp_max(CLEAN_ENOUGH_DB)
     pause = _level_db(enhance_batch(candidate, material.pauses)) - _level_db(enhance_batch(start, material.pauses))
     mean = float(gain.mean())
-
     def at_least(name: str, value: float, limit: float, meaning: str) -> Check:
         return Check(name, bool(np.isfinite(value)) and value >= limit, value, limit, meaning)
 
@@ -175,6 +194,8 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
         at_least("mean_gain_db", mean, LEAST_MEAN_GAIN_DB, f"mean gain {where}, dB"), *parts,
         at_least("sure_gain_db", lower, 0.0, "gain that is exceeded with 95 % confidence, dB"),
         at_least("worst_tenth_db", float(gain.quantile(0.1)), WORST_TENTH_DB, "gain of the worst tenth, dB"),
+        at_least("intelligibility", understood, WORST_INTELLIGIBILITY, "intelligibility in the user's noise, ESTOI"),
+        at_least("quality", undisturbed, WORST_QUALITY, "quality in the user's noise, PESQ before its last mapping"),
         at_least("elsewhere_db", float(elsewhere.mean()), WORST_ELSEWHERE_DB, "mean gain in noise of other places, dB"),
         at_least("clean_db", float((kept - kept_before).mean()), WORST_CLEAN_LOSS_DB,
                  "fidelity to speech without noise against before, dB"),
