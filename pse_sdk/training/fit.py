@@ -15,7 +15,7 @@ from torch import Tensor
 from ..job import CHECKPOINT_HEADER
 from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram
 from .network import Denoiser
-from .perception import perceptual_loss
+from .perception import perceptual_loss, power
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
 
 SNR_WEIGHT = 0.2
@@ -71,7 +71,7 @@ def items_loss(network: Denoiser, items: Items) -> Tensor:
     has_speech = items.target.square().sum(1) > 0
     snr = torch.where(has_speech, negative_snr_db(estimate, target, items.weight.clamp_min(1e-3)), 0.0)
     spectral = compressed_spectrum_loss(estimate, target, weight, MISSING_WEIGHT)
-    heard = PERCEPTUAL_WEIGHT * perceptual_loss(estimate, target)
+    heard = PERCEPTUAL_WEIGHT * perceptual_loss(power(estimate), power(target))
     return spectral + ((SNR_WEIGHT * snr + heard) * weight.mean(1)).mean()
 
 

@@ -16,7 +16,7 @@ from ..report import Check
 from .losses import spectrogram, waveform
 from .mixing import active_rms
 from .network import Denoiser
-from .perception import disturbance, intelligibility, perceptual_loss
+from .perception import disturbance, intelligibility, perceptual_loss, power
 from .pseudo_mixtures import NoiseBanks, Pair, fade
 
 ITEM_FRAMES = 192           # 3.07 s
@@ -150,12 +150,12 @@ def kept_level_db(clean: Tensor, enhanced: Tensor) -> float:
 
 
 def _perceptual_loss(estimate: Tensor, reference: Tensor) -> Tensor:
-    return perceptual_loss(spectrogram(estimate), spectrogram(reference))
+    return perceptual_loss(power(spectrogram(estimate)), power(spectrogram(reference)))
 
 
 def perceived_gains(after: Tensor, before: Tensor, reference: Tensor) -> tuple[float, float]:
     """By how much `after` is more intelligible than `before`, all [B, T], and less disturbing."""
-    after, before, reference = map(spectrogram, (after, before, reference))
+    after, before, reference = (power(spectrogram(samples)) for samples in (after, before, reference))
     return (float((intelligibility(after, reference) - intelligibility(before, reference)).mean()),
             float((disturbance(before, reference) - disturbance(after, reference)).mean()))
 

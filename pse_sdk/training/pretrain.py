@@ -39,7 +39,7 @@ from .corpus import load_corpus
 from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
 from .network import NETWORKS, Denoiser, build_network
-from .perception import perceptual_loss
+from .perception import perceptual_loss, power
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 
 AVERAGE_DECAY = 0.999
@@ -59,7 +59,7 @@ def denoising_loss(network: Denoiser, batch: Batch) -> Tensor:
     estimate, _ = network(noisy, network.initial_state(len(noisy)))
     snr = negative_snr_db(estimate, target)
     return (compressed_spectrum_loss(estimate, target)
-            + ((SNR_WEIGHT * snr + perceptual_loss(estimate, target)) * batch.has_speech).mean())
+            + ((SNR_WEIGHT * snr + perceptual_loss(power(estimate), power(target))) * batch.has_speech).mean())
 
 
 @torch.no_grad()
