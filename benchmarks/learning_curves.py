@@ -64,7 +64,7 @@ class Curve:
 
 
 def curves_of(model: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """From the rows of a log: a curve for every kind of mixture it was validated on. Two kinds cannot be compared.
+    """From the rows of a log: a curve for every kind of mixture and loss. Two kinds cannot be compared.
 
     A run that was started again may leave two rows for one step: the last counts.
     """
@@ -74,9 +74,10 @@ def curves_of(model: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
 
 
 def _kind(row: Mapping[str, Any]) -> str:
-    """What a row says of its mixtures, in words to follow the model's name."""
+    """What a row says of its mixtures and of the loss, in words to follow the model's name."""
     snrs_db, seconds = row.get("snrs_db"), row.get("mixture_seconds")
-    return (f", {snrs_db[0]:g} to {snrs_db[1]:g} dB" if snrs_db else "") + (f", {seconds:g} s" if seconds else "")
+    return ((f", {snrs_db[0]:g} to {snrs_db[1]:g} dB" if snrs_db else "") + (f", {seconds:g} s" if seconds else "")
+            + (", perceptual loss" if "intelligibility" in row else ""))
 
 
 def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:

@@ -70,6 +70,11 @@ def test_mixtures_of_another_length_are_another_curve(program):
                                                                              "teacher, -5 to 20 dB, 5.12 s"]
 
 
+def test_another_loss_is_another_curve(program):
+    rows = [row if row["hours"] < 50 else {**row, "intelligibility": 0.6} for row in rows_of(abs, range(10, 100, 10))]
+    assert [curve.model for curve in program.curves_of("tiny", rows)] == ["tiny", "tiny, perceptual loss"]
+
+
 def test_hours_that_round_to_nothing_are_no_matter(program):
     page = program.markdown_page(program.curves_of("tiny", rows_of(lambda hours: hours, [0.0, 1.0, 2.0])))
     assert "| tiny | 1 | 1.00 |" in page and "| tiny | 0 |" not in page

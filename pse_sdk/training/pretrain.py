@@ -39,7 +39,7 @@ from .corpus import load_corpus
 from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
 from .network import NETWORKS, Denoiser, build_network
-from .perception import perceptual_loss, power
+from .perception import disturbance, intelligibility, perceptual_loss, power
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 
 AVERAGE_DECAY = 0.999
@@ -64,16 +64,19 @@ def denoising_loss(network: Denoiser, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate_denoising(network: Denoiser, batches: list[Batch]) -> dict[str, float]:
-    """Loss and mean SNR gain in dB over validation mixtures."""
-    losses, gains = [], []
+    """Over validation mixtures: the loss, and the means of the SI-SDR gain in dB and of both perceptual measures."""
+    losses, found = [], dict[str, list[Tensor]](si_sdr_improvement=[], intelligibility=[], disturbance=[])
     for batch in batches:
         losses.append(denoising_loss(network, batch).item())
-        noisy = spectrogram(batch.noisy)
-        estimate = waveform(network(noisy, network.initial_state(len(noisy)))[0])
-        target, mixture = waveform(spectrogram(batch.target)), waveform(noisy)
-        wanted = batch.has_speech & ((mixture - target).square().sum(1) > 1e-3 * target.square().sum(1))
-        gains.append((_si_sdr(estimate, target) - _si_sdr(mixture, target))[wanted])
-    return {"loss": sum(losses) / len(losses), "si_sdr_improvement": torch.cat(gains).mean().item()}
+        noisy, wanted = spectrogram(batch.noisy), spectrogram(batch.target)
+        enhanced, _ = network(noisy, network.initial_state(len(noisy)))
+        estimate, target, mixture = waveform(enhanced), waveform(wanted), waveform(noisy)
+        counts = batch.has_speech & ((mixture - target).square().sum(1) > 1e-3 * target.square().sum(1))
+        found["si_sdr_improvement"].append((_si_sdr(estimate, target) - _si_sdr(mixture, target))[counts])
+        for measure in (intelligibility, disturbance):
+            found[measure.__name__].append(measure(power(enhanced), power(wanted))[counts])
+    return {"loss": sum(losses) / len(losses),
+            **{name: torch.cat(values).mean().item() for name, values in found.items()}}
 
 
 def _si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
