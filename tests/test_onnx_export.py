@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import onnxruntime
@@ -161,6 +162,18 @@ def test_a_graph_that_does_something_else_is_not_written(few_steps, monkeypatch,
 
     monkeypatch.setattr(onnx_export, "hop_model", broken)
     with pytest.raises(ModelFileError, match="differs from the network"):
+        onnx_export.export_model(tiny_network, INFO)
+
+
+def test_what_rounding_does_to_a_network_is_little(few_steps, tiny_network):
+    assert 0 < onnx_export.rounding_error(onnx_export.HopDenoiser(tiny_network)) < 1e-6
+
+
+@pytest.mark.parametrize("rounding, accepted", [(1e-8, False), (4e-6, False), (1e-5, True)])
+def test_a_network_that_makes_much_of_the_last_bit_is_not_refused(monkeypatch, tiny_network, rounding, accepted):
+    monkeypatch.setattr(onnx_export, "parity_error", lambda *_: 2e-5)
+    monkeypatch.setattr(onnx_export, "rounding_error", lambda *_: rounding)
+    with nullcontext() if accepted else pytest.raises(ModelFileError, match="differs from the network"):
         onnx_export.export_model(tiny_network, INFO)
 
 

@@ -140,10 +140,10 @@ class Denoiser(nn.Module):
         next_state: State = {"level": next_level}
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             gains, taps = self._decide(features, state, next_state)
-        enhanced = noisy * (torch.sigmoid(gains.float()) @ self.band_spread).unsqueeze(2)
+        enhanced = noisy * (torch.sigmoid(gains.to(noisy.dtype)) @ self.band_spread).unsqueeze(2)
 
         n_low = config.n_filter_bins
-        taps = taps.float().view(batch, n_frames, config.n_taps, 2, n_low)
+        taps = taps.to(noisy.dtype).view(batch, n_frames, config.n_taps, 2, n_low)
         history = torch.cat([state["past"], noisy[..., :n_low]], dim=1)
         next_state["past"] = history[:, history.shape[1] - (config.n_taps - 1):]
         if config.looks_ahead:

@@ -23,6 +23,7 @@ from .network import Denoiser, State
 
 PARITY_STEPS = 2000
 PARITY_TOLERANCE = 1e-5
+ROUNDING_TIMES = 4.0    # of what rounding to float32 does to the network's own outputs, where that is more
 
 
 class HopDenoiser(nn.Module):
@@ -40,7 +41,8 @@ class HopDenoiser(nn.Module):
 
     def initial_state(self, batch: int = 1) -> State:
         return {**self.network.initial_state(batch),
-                "input": torch.zeros(batch, STFT.delay), "overlap": torch.zeros(batch, STFT.delay)}
+                "input": self.window.new_zeros(batch, STFT.delay),
+                "overlap": self.window.new_zeros(batch, STFT.delay)}
 
     def forward(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
         """Shape: `samples` and the result [B, hop_length]."""
@@ -69,10 +71,13 @@ def export_model(network: Denoiser, info: ModelInfo, *, half: bool = True) -> by
     onnx.helper.set_model_props(model, info.to_metadata())
     onnx.checker.check_model(model, full_check=True)
     sealed = seal(model.SerializeToString())
-    error = parity_error(HopDenoiser(network), OnnxDenoiser(sealed))
+    denoiser = HopDenoiser(network)
+    error = parity_error(denoiser, OnnxDenoiser(sealed))
     if not error <= PARITY_TOLERANCE:
-        raise ModelFileError(f"the exported graph differs from the network by {error:.1e} (at most "
-                             f"{PARITY_TOLERANCE:.0e}); nothing was written, install the versions in constraints.txt")
+        limit = max(PARITY_TOLERANCE, ROUNDING_TIMES * rounding_error(denoiser))
+        if not error <= limit:
+            raise ModelFileError(f"the exported graph differs from the network by {error:.1e} (at most {limit:.0e}); "
+                                 "nothing was written, install the versions in constraints.txt")
     return sealed
 
 
@@ -110,19 +115,38 @@ def to_onnx(module: nn.Module, inputs: tuple[Tensor, ...], **names: Any) -> onnx
 def parity_error(denoiser: HopDenoiser, exported: OnnxDenoiser, seed: int = 0) -> float:
     """Largest difference of the outputs over 2,000 recurrent steps; infinite where either has a NaN.
 
-    The input is noise that swells and fades, from digital silence through what barely counts as sound. Two streams,
-    one of which is silent while the other is not, are enhanced together, and the first of them alone too.
+    Two streams, one of which is silent while the other is not, are enhanced together, and the first of them alone too.
     """
-    rng = np.random.default_rng(seed)
     state, together, alone, error = denoiser.initial_state(2), exported.initial_state(2), exported.initial_state(), 0.0
-    for step in range(PARITY_STEPS):
-        levels = np.maximum(0.0, 0.3 * np.sin(step / 50.0 + np.array([[0.0], [np.pi]])) ** 3)
-        samples = (levels * rng.standard_normal((2, STFT.hop_length))).astype(np.float32)
+    for samples in _swelling_noise(seed):
         expected, state = denoiser(torch.from_numpy(samples), state)
         both, together = exported.step(samples, together)
         first, alone = exported.step(samples[:1], alone)
         error = max(error, _difference(expected.numpy(), both), _difference(expected.numpy()[:1], first))
     return error
+
+
+@torch.no_grad()
+def rounding_error(denoiser: HopDenoiser, seed: int = 0) -> float:
+    """Largest difference of the network's outputs from those of the same network in float64.
+
+    Some networks are more sensitive than others: they make more of the last bit, whoever computes them.
+    """
+    exact = copy.deepcopy(denoiser).double()
+    state, exact_state, error = denoiser.initial_state(2), exact.initial_state(2), 0.0
+    for samples in map(torch.from_numpy, _swelling_noise(seed)):
+        rounded, state = denoiser(samples, state)
+        expected, exact_state = exact(samples.double(), exact_state)
+        error = max(error, _difference(expected.numpy(), rounded.numpy()))
+    return error
+
+
+def _swelling_noise(seed: int) -> Iterator[np.ndarray]:
+    """Hops [2, hop] of noise that swells and fades, from digital silence through what barely counts as sound."""
+    rng = np.random.default_rng(seed)
+    for step in range(PARITY_STEPS):
+        levels = np.maximum(0.0, 0.3 * np.sin(step / 50.0 + np.array([[0.0], [np.pi]])) ** 3)
+        yield (levels * rng.standard_normal((2, STFT.hop_length))).astype(np.float32)
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
