@@ -66,7 +66,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [self.summary]
-        lines += [f"  {'pass' if c.passed else 'FAIL'}  {c.meaning}: {c.value:.2f} (limit {c.limit:.2f})"
+        lines += [f"  {'pass' if c.passed else 'FAIL'}  {c.meaning}: {c.value:.3g} (limit {c.limit:g})"
                   for c in self.checks]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  next: {advice}" for advice in self.advice]
