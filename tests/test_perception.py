@@ -7,8 +7,8 @@ from pse_sdk import metrics
 from pse_sdk.noise import synthetic_voice
 
 torch = pytest.importorskip("torch")
-from pse_sdk.training.losses import spectrogram  # noqa: E402
-from pse_sdk.training.perception import disturbance, intelligibility, power  # noqa: E402
+from pse_sdk.training.losses import power, spectrogram  # noqa: E402
+from pse_sdk.training.perception import disturbance, intelligibility  # noqa: E402
 
 RATE, HOP = 16_000, 256
 MEASURES = [intelligibility, disturbance]

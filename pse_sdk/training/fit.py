@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from ..job import CHECKPOINT_HEADER
-from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram
+from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram
 from .network import Denoiser
-from .perception import perceptual_loss, power
+from .perception import perceptual_loss
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
 
 SNR_WEIGHT = 0.2
-PERCEPTUAL_WEIGHT = 1.0
 MISSING_WEIGHT = 3.0    # missing speech is worse than noise that is left: without this, PESQ falls for some users
 MOST_BAD_STEPS = 3
 CONTRAST_WEIGHTS = {"corrected": (0.05, 0.02), "published": (1.0, 1.0)}     # alike, different; in dB beside the SNR
@@ -71,7 +70,7 @@ def items_loss(network: Denoiser, items: Items) -> Tensor:
     has_speech = items.target.square().sum(1) > 0
     snr = torch.where(has_speech, negative_snr_db(estimate, target, items.weight.clamp_min(1e-3)), 0.0)
     spectral = compressed_spectrum_loss(estimate, target, weight, MISSING_WEIGHT)
-    heard = PERCEPTUAL_WEIGHT * perceptual_loss(power(estimate), power(target))
+    heard = perceptual_loss(power(estimate), power(target))
     return spectral + ((SNR_WEIGHT * snr + heard) * weight.mean(1)).mean()
 
 

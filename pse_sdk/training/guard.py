@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..config import STFT
 from ..report import Check
-from .losses import spectrogram, waveform
+from .fit import SNR_WEIGHT
+from .losses import power, spectrogram, waveform
 from .mixing import active_rms
 from .network import Denoiser
-from .perception import disturbance, intelligibility, perceptual_loss, power
+from .perception import disturbance, intelligibility, perceptual_loss
 from .pseudo_mixtures import NoiseBanks, Pair, fade
 
 ITEM_FRAMES = 192           # 3.07 s
@@ -27,7 +28,7 @@ LEAST_VOICES_GAIN_DB = 0.5
 WORST_TENTH_DB = -1.0
 WORST_ELSEWHERE_DB = -0.3
 WORST_CLEAN_LOSS_DB = -0.5
-PERCEPTUAL_DB = 5.0         # of SI-SDR that one of `perceptual_loss` is worth, as in training
+PERCEPTUAL_DB = 1 / SNR_WEIGHT      # of SI-SDR that one of `perceptual_loss` is worth, as in training
 WORST_INTELLIGIBILITY, WORST_QUALITY = -0.005, -0.03
 BLOCK_FRAMES = 6            # 96 ms: speech that is lowered for so long is missed
 AUDIBLE_DB = 45.0           # below an item's loudest block: what lies deeper is not heard

@@ -19,6 +19,11 @@ def spectrogram(samples: Tensor) -> Tensor:
     return torch.view_as_real(torch.fft.rfft(frames * _WINDOW.to(samples))).transpose(2, 3)
 
 
+def power(spectra: Tensor) -> Tensor:
+    """[B, N, F] of spectra [B, N, 2, F]."""
+    return spectra.square().sum(2)
+
+
 def waveform(spectra: Tensor) -> Tensor:
     """Samples [B, N * hop] of spectra [B, N, 2, F], delayed by `STFT.delay`: the inverse of `spectrogram`."""
     frames = torch.fft.irfft(torch.view_as_complex(spectra.transpose(2, 3).contiguous()), STFT.n_fft)
@@ -41,8 +46,8 @@ def compressed_spectrum_loss(estimate: Tensor, target: Tensor, weight: Tensor | 
     Source: Ephrat et al., SIGGRAPH 2018 (power law); Braun and Tashev, arXiv 2009.12286, eq. 3 (both terms); the
     idea of `missing_weight`: the asymmetric loss of Wang et al., "VoiceFilter-Lite", Interspeech 2020.
     """
-    estimate_power = estimate.square().sum(2) + 1e-8
-    target_power = target.square().sum(2) + 1e-8
+    estimate_power = power(estimate) + 1e-8
+    target_power = power(target) + 1e-8
     estimate_magnitude = estimate_power ** (COMPRESSION / 2)
     target_magnitude = target_power ** (COMPRESSION / 2)
     magnitude_error = (estimate_magnitude - target_magnitude).square()

@@ -36,10 +36,10 @@ from ..config import STFT
 from ..errors import PseError, SettingsError
 from . import processes
 from .corpus import load_corpus
-from .losses import compressed_spectrum_loss, negative_snr_db, spectrogram, waveform
+from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
 from .network import NETWORKS, Denoiser, build_network
-from .perception import disturbance, intelligibility, perceptual_loss, power
+from .perception import disturbance, intelligibility, perceptual_loss
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 
 AVERAGE_DECAY = 0.999
@@ -57,9 +57,14 @@ def learning_rate(step: int, n_steps: int, peak: float) -> float:
 def denoising_loss(network: Denoiser, batch: Batch) -> Tensor:
     noisy, target = spectrogram(batch.noisy), spectrogram(batch.target)
     estimate, _ = network(noisy, network.initial_state(len(noisy)))
+    return _loss_of_estimate(estimate, target, batch.has_speech)
+
+
+def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor) -> Tensor:
+    """Of spectra [B, N, 2, F]."""
     snr = negative_snr_db(estimate, target)
     return (compressed_spectrum_loss(estimate, target)
-            + ((SNR_WEIGHT * snr + perceptual_loss(power(estimate), power(target))) * batch.has_speech).mean())
+            + ((SNR_WEIGHT * snr + perceptual_loss(power(estimate), power(target))) * has_speech).mean())
 
 
 @torch.no_grad()
@@ -67,9 +72,9 @@ def evaluate_denoising(network: Denoiser, batches: list[Batch]) -> dict[str, flo
     """Over validation mixtures: the loss, and the means of the SI-SDR gain in dB and of both perceptual measures."""
     losses, found = [], dict[str, list[Tensor]](si_sdr_improvement=[], intelligibility=[], disturbance=[])
     for batch in batches:
-        losses.append(denoising_loss(network, batch).item())
         noisy, wanted = spectrogram(batch.noisy), spectrogram(batch.target)
         enhanced, _ = network(noisy, network.initial_state(len(noisy)))
+        losses.append(_loss_of_estimate(enhanced, wanted, batch.has_speech).item())
         estimate, target, mixture = waveform(enhanced), waveform(wanted), waveform(noisy)
         counts = batch.has_speech & ((mixture - target).square().sum(1) > 1e-3 * target.square().sum(1))
         found["si_sdr_improvement"].append((_si_sdr(estimate, target) - _si_sdr(mixture, target))[counts])
