@@ -35,6 +35,15 @@ def test_a_short_clip_starts_over():
     assert torch.equal((drawn[:, 1:] - drawn[:, :-1]) % 10, torch.ones(5, 24))
 
 
+def test_clips_that_never_start_over_are_drawn_as_those_that_do():
+    clip = np.random.default_rng(0).standard_normal(500).astype(np.float32)
+    bank = Bank.of([clip], [1.0])
+    beside_a_short_one = Bank.of([clip, np.ones(3, np.float32)], [1.0, 0.0])
+    drawn, also = (bank.draw(20, 100, torch.Generator().manual_seed(0), max_speed_change=0.1)
+                   for bank in (bank, beside_a_short_one))
+    assert torch.equal(drawn, also)
+
+
 def test_clips_are_drawn_as_often_as_their_weights_say():
     bank = Bank.of([np.full(50, value, np.float32) for value in (0.0, 1.0, 2.0)], [1.0, 0.0, 3.0])
     drawn = bank.draw(1000, 1, torch.Generator().manual_seed(0)).squeeze(1)

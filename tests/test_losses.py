@@ -51,6 +51,15 @@ def test_the_spectrum_loss_of_silence_is_the_compressed_power_of_the_target():
     assert compressed_spectrum_loss(torch.zeros_like(target), target).item() == pytest.approx(expected.item(), rel=0.05)
 
 
+@pytest.mark.parametrize("missing_weight", [1.0, 3.0])
+def test_the_spectrum_loss_knows_its_slope(missing_weight):
+    estimate, target = (noise(2, 3, 2, 9, seed=seed).double() for seed in (0, 1))
+    estimate.requires_grad_()
+    weight = torch.tensor([[1.0, 0.2, 0.0], [2.0, 1.0, 0.5]])
+    assert torch.autograd.gradcheck(lambda some: 3 * compressed_spectrum_loss(some, target, weight, missing_weight),
+                                    estimate)
+
+
 def test_a_wrong_phase_costs_only_the_complex_term():
     # |a - (-a)|^2 = 4 |a|^2 with a = |target|^0.3
     target = spectra()

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,6 +65,10 @@ class Bank:
     def n_clips(self) -> int:
         return len(self.lengths)
 
+    @cached_property
+    def _shortest(self) -> int:
+        return int(self.lengths.min())
+
     def only(self, keep: Tensor) -> "Bank":
         """The clips whose entry in `keep` [n_clips] is true; the samples stay shared."""
         index = keep.nonzero().squeeze(1)
@@ -92,15 +97,21 @@ class Bank:
         place = torch.rand(n, 1, generator=generator, dtype=torch.float64)[rows].to(device)
         room = (lengths - int(length * (1 + max_speed_change)) - 1).clamp_min(0)
         offset = torch.where(room > 0, place * room, place * lengths)
-        if not max_speed_change:
-            index = (offset.long() + torch.arange(length, device=device)) % lengths
-            return self._at(starts + index)
-        speed = 1.0 + max_speed_change * (2 * torch.rand(n, 1, generator=generator, dtype=torch.float64) - 1)
-        speed = torch.where(torch.rand(n, 1, generator=generator) < 0.5, speed, 1.0)[rows].to(device)
-        position = offset.floor() + speed * torch.arange(length, dtype=torch.float64, device=device)
-        index = position.long()
-        share = (position - index).float()
-        return torch.lerp(self._at(starts + index % lengths), self._at(starts + (index + 1) % lengths), share)
+        wraps = self._shortest <= int(length * (1 + max_speed_change)) + 1
+        if wraps:
+            drawn = self._at(starts + (offset.long() + torch.arange(length, device=device)) % lengths)
+        else:
+            first = (starts + offset.long()).squeeze(1).to(self.samples.device)
+            drawn = self._float(self.samples.unfold(0, length, 1)[first])
+        if max_speed_change:
+            speed = 1.0 + max_speed_change * (2 * torch.rand(n, 1, generator=generator, dtype=torch.float64) - 1)
+            changed = (torch.rand(n, 1, generator=generator) < 0.5)[rows].squeeze(1).nonzero().squeeze(1).to(device)
+            starts, lengths, speed = starts[changed], lengths[changed], speed[rows].to(device)[changed]
+            position = offset[changed].floor() + speed * torch.arange(length, dtype=torch.float64, device=device)
+            index = position.long()
+            now, then = (index % lengths, (index + 1) % lengths) if wraps else (index, index + 1)
+            drawn[changed] = torch.lerp(self._at(starts + now), self._at(starts + then), (position - index).float())
+        return drawn
 
     def beginnings(self, clips: Tensor, length: int) -> Tensor:
         """The first samples [n, length] float32 of the clips [n] of these numbers, then zeros."""
@@ -109,7 +120,10 @@ class Bank:
         return torch.where(inside, self._at(self.starts[clips, None] + place * inside), 0.0)
 
     def _at(self, index: Tensor) -> Tensor:
-        samples = self.samples[index.to(self.samples.device)].to(index.device)
+        return self._float(self.samples[index.to(self.samples.device)])
+
+    def _float(self, samples: Tensor) -> Tensor:
+        samples = samples.to(self.starts.device)
         return samples.float() / 32768 if samples.dtype == torch.int16 else samples
 
 

@@ -2,10 +2,12 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from ..config import STFT
 
 COMPRESSION = 0.3
+POWER_FLOOR = 1e-8
 SNR_CAP = 1e-3      # of the target's energy: errors 30 dB down are not worth chasing
 _WINDOW = torch.hann_window(STFT.n_fft).sqrt()
 
@@ -16,12 +18,14 @@ def spectrogram(samples: Tensor) -> Tensor:
     Frame i holds the hop i and the one before it, as the stream sees them; the first starts with a hop of zeros.
     """
     frames = torch.nn.functional.pad(samples, (STFT.delay, 0)).unfold(1, STFT.n_fft, STFT.hop_length)
-    return torch.view_as_real(torch.fft.rfft(frames * _WINDOW.to(samples))).transpose(2, 3)
+    spectra = torch.fft.rfft(frames * _WINDOW.to(samples))
+    return torch.stack([spectra.real, spectra.imag], 2)
 
 
 def power(spectra: Tensor) -> Tensor:
     """[B, N, F] of spectra [B, N, 2, F]."""
-    return spectra.square().sum(2)
+    real, imaginary = spectra.unbind(2)
+    return real * real + imaginary * imaginary      # a sum over two is slow
 
 
 def waveform(spectra: Tensor) -> Tensor:
@@ -46,18 +50,39 @@ def compressed_spectrum_loss(estimate: Tensor, target: Tensor, weight: Tensor | 
     Source: Ephrat et al., SIGGRAPH 2018 (power law); Braun and Tashev, arXiv 2009.12286, eq. 3 (both terms); the
     idea of `missing_weight`: the asymmetric loss of Wang et al., "VoiceFilter-Lite", Interspeech 2020.
     """
-    estimate_power = power(estimate) + 1e-8
-    target_power = power(target) + 1e-8
-    estimate_magnitude = estimate_power ** (COMPRESSION / 2)
-    target_magnitude = target_power ** (COMPRESSION / 2)
-    magnitude_error = (estimate_magnitude - target_magnitude).square()
-    magnitude_error = magnitude_error * torch.where(estimate_magnitude < target_magnitude, missing_weight, 1.0)
-    complex_error = (estimate * (estimate_magnitude / estimate_power.sqrt()).unsqueeze(2)
-                     - target * (target_magnitude / target_power.sqrt()).unsqueeze(2)).square().sum(2)
-    error = (0.7 * magnitude_error + 0.3 * complex_error).mean(2)
-    if weight is not None:
-        error = error * weight
-    return error.mean()
+    if weight is None:
+        weight = estimate.new_ones(estimate.shape[:2])
+    loss: Tensor = _CompressedSpectrumLoss.apply(estimate, target, weight, missing_weight)
+    return loss
+
+
+class _CompressedSpectrumLoss(torch.autograd.Function):
+    """`compressed_spectrum_loss` with its derivative written out: half the time of what torch would record."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, estimate: Tensor, target: Tensor, weight: Tensor, missing_weight: float) -> Tensor:
+        (real, imaginary), (wanted_real, wanted_imaginary) = estimate.unbind(2), target.unbind(2)
+        estimate_power, target_power = power(estimate) + POWER_FLOOR, power(target) + POWER_FLOOR
+        magnitude, wanted = estimate_power ** (COMPRESSION / 2), target_power ** (COMPRESSION / 2)
+        scale, wanted_scale = magnitude * estimate_power.rsqrt(), wanted * target_power.rsqrt()     # of the spectra
+        much = magnitude - wanted
+        costly = much + (missing_weight - 1) * much.clamp_max(0)
+        real_error = real * scale - wanted_real * wanted_scale
+        imaginary_error = imaginary * scale - wanted_imaginary * wanted_scale
+        error = 0.7 * much * costly + 0.3 * (real_error.square() + imaginary_error.square())
+
+        each = (weight / error.numel()).unsqueeze(2)
+        along = real_error * real + imaginary_error * imaginary
+        radial = (1.4 * COMPRESSION * costly * magnitude + 0.6 * (COMPRESSION - 1) * scale * along) / estimate_power
+        shared = 0.6 * scale
+        ctx.save_for_backward(torch.stack([(shared * real_error + radial * real) * each,
+                                           (shared * imaginary_error + radial * imaginary) * each], 2))
+        return (error * each).sum()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:      # type: ignore[override]
+        derivative, = ctx.saved_tensors     # type: ignore[attr-defined]
+        return derivative * gradient, None, None, None
 
 
 def negative_snr_db(estimate: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..config import STFT
 from ..errors import ModelFileError, SettingsError
+from .recurrence import gru
 
 State = dict[str, Tensor]
 
@@ -161,12 +162,16 @@ class Denoiser(nn.Module):
         """Gains before their sigmoid [B, N, bands] and filter taps [B, N, ...]. Fills in `next_state`."""
         hidden, total = features, None
         for i, layer in enumerate(self.layers):
-            if not self.config.looks_ahead:
-                hidden, last = layer(hidden, state[f"gru_{i}"].unsqueeze(0))
-                next_state[f"gru_{i}"] = last.squeeze(0)
-            else:       # a whole clip at once: there is nothing to go on from
+            assert isinstance(layer, nn.GRU)
+            name = f"gru_{i}"
+            if self.config.looks_ahead:     # a whole clip at once: there is nothing to go on from
                 hidden, _ = layer(hidden)
-                next_state[f"gru_{i}"] = state[f"gru_{i}"]
+                next_state[name] = state[name]
+            elif self.training and features.device.type == "cpu" and self.precision == torch.float32:
+                hidden, next_state[name] = gru(layer, hidden, state[name])
+            else:
+                hidden, last = layer(hidden, state[name].unsqueeze(0))
+                next_state[name] = last.squeeze(0)
             total = hidden if total is None else total + hidden
         return self.gain_head(total), self.filter_head(total)
 

@@ -165,22 +165,22 @@ class PseudoMixtures:
     def draw(self, n: int) -> Items:
         generator = self._generator
         pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)
-        recording, enhanced, goal, weight = self._segments(pick, self._noisy, self._enhanced, self._goal)
-        remix = torch.rand(n, 1, generator=generator) < self.method.remix_share
-        speech = torch.where(remix, enhanced, recording)
-        noise = self._noises.draw(n, recording.shape[1], generator)
-        highest = torch.where(remix, SNR_RANGE_DB[1] + 5.0, self._highest_snr_db(pick))
+        speech, enhanced, goal, weight = self._segments(pick, self._noisy, self._enhanced, self._goal)
+        remix = torch.rand(n, generator=generator) < self.method.remix_share
+        speech[remix] = enhanced[remix]
+        noise = self._noises.draw(n, speech.shape[1], generator)
+        highest = torch.where(remix[:, None], SNR_RANGE_DB[1] + 5.0, self._highest_snr_db(pick))
         snr_db = SNR_RANGE_DB[0] + (highest - SNR_RANGE_DB[0]) * torch.rand(n, 1, generator=generator)
         added = noise * (active_rms(speech) * 10 ** (-snr_db / 20))
         if self._voices is not None:
             added = self._beside_voices(added, active_rms(speech), self._voices)
         times = 1.0 if self._voices is None else CLEAN_BESIDE_VOICES
-        alone = torch.rand(n, 1, generator=generator) < times * self.method.clean_share
-        kept = fade(enhanced, generator)
-        silent = torch.rand(n, 1, generator=generator) < self.method.noise_share
-        mixture = torch.where(silent, noise, torch.where(alone, kept, speech + added))
-        target = torch.where(silent, 0.0, torch.where(alone, kept, goal))
-        weight = torch.where(silent | alone, 1.0, weight)
+        alone = torch.rand(n, generator=generator) < times * self.method.clean_share
+        silent = torch.rand(n, generator=generator) < self.method.noise_share
+        mixture, target = speech + added, goal
+        mixture[alone] = target[alone] = fade(enhanced[alone], generator)
+        mixture[silent], target[silent] = noise[silent], 0.0
+        weight[silent | alone] = 1.0
         scale = _to_unit_rms(mixture)
         return Items(mixture * scale, target * scale, weight)
 
@@ -218,10 +218,10 @@ class PseudoMixtures:
 
     def _segments(self, pick: Tensor, *sounds: Tensor) -> list[Tensor]:
         """The segments `pick` [n] of each sound [n, T], and their frames' weights [n, N]: ones without purification."""
-        start, hop = self._starts[pick, None], STFT.hop_length
-        index = start * hop + torch.arange(SEGMENT_FRAMES * hop)
-        weight = self._weight[start + torch.arange(SEGMENT_FRAMES)]
-        return [*(sound[index] for sound in sounds), weight if self.method.purify else torch.ones_like(weight)]
+        start, hop = self._starts[pick], STFT.hop_length
+        weight = self._weight.unfold(0, SEGMENT_FRAMES, 1)[start]
+        return [*(sound.unfold(0, SEGMENT_FRAMES * hop, hop)[start] for sound in sounds),
+                weight if self.method.purify else torch.ones_like(weight)]
 
     def _highest_snr_db(self, pick: Tensor) -> Tensor:
         """Of noise injected into the recordings of segments `pick` [n]. Shape: [n, 1]."""

@@ -27,7 +27,7 @@ from .graph import network_of
 from .guard import HeldOut, Score, held_out, judge
 from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
-from .pseudo_mixtures import AUTO, METHODS, Method, NoiseBanks, Pair, PseudoMixtures
+from .pseudo_mixtures import AUTO, METHODS, SEGMENT_FRAMES, Method, NoiseBanks, Pair, PseudoMixtures
 from .teacher import Teacher
 from .voices import others_from
 
@@ -35,6 +35,7 @@ LEAST_SPEECH_SECONDS = 20.0
 LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own error is several dB
 FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
 N_SYNTHETIC_VOICES = 8
+LEAST_CLIP = 2 * SEGMENT_FRAMES * STFT.hop_length   # of noise, when drawn from
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 LEAST_TRAINING_SECONDS = 5.0
 FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export, and on a slow machine
@@ -344,9 +345,14 @@ def _stretch(samples: np.ndarray, predictor: FramePredictor, estimate: np.ndarra
 
 
 def noise_banks(*kinds: tuple[Sequence[np.ndarray], float]) -> NoiseBanks:
-    """A bank for every kind of noise that is there: its clips [T], and how often it is used against the others."""
-    found = [(clips, share) for clips, share in kinds if any(np.any(clip) for clip in clips)]
-    return NoiseBanks(tuple(Bank.of(list(clips), [float(len(clip)) for clip in clips]) for clips, _ in found),
+    """A bank for every kind of noise that is there: its clips [T], and how often it is used against the others.
+
+    Short clips are repeated beforehand: starting over while drawing takes three times as long.
+    """
+    found = [([clip for clip in clips if len(clip)], share) for clips, share in kinds
+             if any(np.any(clip) for clip in clips)]
+    return NoiseBanks(tuple(Bank.of([np.resize(clip, max(len(clip), LEAST_CLIP)) for clip in clips],
+                                    [float(len(clip)) for clip in clips]) for clips, _ in found),
                       tuple(share for _, share in found))
 
 
