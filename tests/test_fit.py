@@ -97,12 +97,11 @@ def test_the_time_that_is_planned_for_is_used():
         return clock[0]
 
     torch.manual_seed(0)
-    fitted = fit(build_network("tiny"), TimedTones(), score, seconds=200, config=FitConfig(batch=1, validations=10),
-                 now=lambda: clock[0])
+    config = FitConfig(batch=1, most_validations=10, steps_to_validate=1)
+    fitted = fit(build_network("tiny"), TimedTones(), score, seconds=200, config=config, now=lambda: clock[0])
     assert 190 <= clock[0] <= 201
     assert fitted.seconds == clock[0]
-    again = fit(build_network("tiny"), Tones(), score, seconds=1e9, steps=fitted.n_steps,
-                config=FitConfig(batch=1, validations=10))
+    again = fit(build_network("tiny"), Tones(), score, seconds=1e9, steps=fitted.n_steps, config=config)
     assert [step for step, _ in again.curve] == [step for step, _ in fitted.curve]
 
 
@@ -125,8 +124,9 @@ def test_what_was_killed_goes_on_from_its_checkpoint_as_if_it_had_not_been(start
 
     def run(on_step, checkpoint):
         clock[0] = 0.0
+        config = FitConfig(batch=2, fewest_steps=1, most_validations=4, steps_to_validate=1)
         return fit(start, Tones(), held_out_loss, seconds=40, steps=steps, now=lambda: clock[0], on_step=on_step,
-                   config=FitConfig(batch=2, fewest_steps=1, validations=4), checkpoint=checkpoint)
+                   config=config, checkpoint=checkpoint)
 
     def tick(done, left):
         clock[0] += 1.0

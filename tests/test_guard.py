@@ -66,7 +66,7 @@ def better(start, material):
 
     torch.manual_seed(2)
     return fit(start, Source(), lambda n: 0.0 if n is start else 1.0, seconds=60, steps=40,      # type: ignore[arg-type]
-               config=FitConfig(batch=8, validations=1)).network
+               config=FitConfig(batch=8, most_validations=1, steps_to_validate=1)).network
 
 
 def test_a_network_that_learnt_the_noise_passes(better, start, material):

@@ -36,7 +36,12 @@ class FitConfig:
     gradient_norm: float = 1.0
     most_steps: int = 3000
     fewest_steps: int = 30
-    validations: int = 12
+    most_validations: int = 12
+    steps_to_validate: int = 80     # at least, between two validations: one costs as much as several steps
+
+    def steps_between(self, n_steps: int) -> int:
+        """Validations, where there are to be `n_steps`."""
+        return max(n_steps // self.most_validations, self.steps_to_validate)
 
 
 @dataclass(frozen=True)
@@ -132,16 +137,18 @@ def fit(
     if checkpoint is not None:
         run.load(checkpoint, mixtures)
     trained_before, began, saved = run.seconds, now(), now()
-    seconds_to_train = seconds - validation_seconds * config.validations * (1 - PLAN_SHARE)     # none before the plan
     contrast = mixtures.method.contrast
     while not run.n_steps or run.step < run.n_steps:
         elapsed = now() - began
         run.seconds, left = trained_before + elapsed, seconds - elapsed
         if left <= 0:
             break
-        if not run.n_steps and (run.seconds >= PLAN_SHARE * seconds_to_train
-                                or run.step >= PLAN_SHARE * config.most_steps):
-            run.n_steps = min(config.most_steps, max(config.fewest_steps, round(run.step / PLAN_SHARE)))
+        if not run.n_steps:
+            fitting = min(config.most_steps, max(config.fewest_steps, round(run.step / PLAN_SHARE)))
+            n_validations = (1 - PLAN_SHARE) * fitting / config.steps_between(fitting)     # none before the plan
+            if (run.seconds >= PLAN_SHARE * (seconds - n_validations * validation_seconds)
+                    or fitting == config.most_steps):
+                run.n_steps = fitting
         done = run.step / run.n_steps if run.n_steps else 0.0
         on_step(max(done, 1 - left / seconds), left)
         loss = items_loss(run.network, mixtures.draw(config.batch))
@@ -150,7 +157,7 @@ def fit(
         if not run.learn(loss, learning_rate(run.step, done, config)):
             break
         if run.step == run.n_steps or (run.step > PLAN_SHARE * run.n_steps > 0
-                                       and run.step % max(1, run.n_steps // config.validations) == 0):
+                                       and run.step % config.steps_between(run.n_steps) == 0):
             run.consider(validate)
         if checkpoint is not None and now() - saved > CHECKPOINT_SECONDS:
             saved = now()

@@ -5,6 +5,8 @@ Everything here takes power spectra [B, N, F] of mixtures of unit RMS, as `losse
 before targets.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,8 @@ def _frequencies() -> Tensor:
 
 _OCTAVES = third_octaves()
 _BARK, _THRESHOLD, _WIDTH = bark_bands()
-_TELEPHONE = ((_frequencies() >= TELEPHONE_BAND[0]) & (_frequencies() <= TELEPHONE_BAND[1])).float()
+_TELEPHONE = ((_frequencies() >= TELEPHONE_BAND[0]) & (_frequencies() <= TELEPHONE_BAND[1])).float()[:, None]
+_BANDS = torch.cat([_OCTAVES, _BARK, _TELEPHONE], 1)
 
 
 def perceptual_loss(estimate: Tensor, target: Tensor) -> Tensor:
@@ -63,9 +66,23 @@ def perceptual_loss(estimate: Tensor, target: Tensor) -> Tensor:
     To be added to a loss of the SNR: alone it lets the SI-SDR fall.
     """
     has_speech = target.sum((1, 2)) > TINY
-    loss = (INTELLIGIBILITY_WEIGHT * (1 - intelligibility(estimate, target))
-            + DISTURBANCE_WEIGHT * disturbance(estimate, target))
+    estimate_in, target_in = _in_bands(estimate), _in_bands(target)
+    loss = (INTELLIGIBILITY_WEIGHT * (1 - _intelligibility(estimate_in, target_in))
+            + DISTURBANCE_WEIGHT * _disturbance(estimate_in, target_in))
     return torch.where(has_speech, loss, 0.0)
+
+
+@dataclass(frozen=True)
+class _Bands:
+    """Power in third octaves [B, N, 15], in Bark bands [B, N, 49] and in all of the telephone's band [B, N, 1]."""
+
+    third_octaves: Tensor
+    bark: Tensor
+    telephone: Tensor
+
+
+def _in_bands(spectra: Tensor) -> _Bands:
+    return _Bands(*(spectra @ _BANDS.to(spectra)).split((N_THIRD_OCTAVES, N_BARK_BANDS, 1), 2))
 
 
 def intelligibility(estimate: Tensor, target: Tensor) -> Tensor:
@@ -75,9 +92,13 @@ def intelligibility(estimate: Tensor, target: Tensor) -> Tensor:
     Predicting the Intelligibility of Speech Masked by Modulated Noise Maskers", IEEE TASLP 2016, eq. 3-8 (ESTOI), with
     the frames and the rate of this package.
     """
-    if target.shape[1] < SEGMENT_FRAMES:
-        return target.new_zeros(len(target))
-    envelopes = [((spectra @ _OCTAVES.to(spectra)) + TINY).sqrt().unfold(1, SEGMENT_FRAMES, SEGMENT_STEP)
+    return _intelligibility(_in_bands(estimate), _in_bands(target))
+
+
+def _intelligibility(estimate: _Bands, target: _Bands) -> Tensor:
+    if target.third_octaves.shape[1] < SEGMENT_FRAMES:
+        return target.third_octaves.new_zeros(len(target.third_octaves))
+    envelopes = [(spectra.third_octaves + TINY).sqrt().unfold(1, SEGMENT_FRAMES, SEGMENT_STEP)
                  for spectra in (estimate, target)]     # [B, segments, bands, frames]
     energy = envelopes[1].square().sum((2, 3))
     loudest = energy.amax(1, keepdim=True)
@@ -100,11 +121,14 @@ def disturbance(estimate: Tensor, target: Tensor) -> Tensor:
     where the target is silent. Source: ITU-T P.862 (2001), 10.2, and P.862.2, without the alignment in time, with the
     threshold of hearing of Terhardt (1979) and the Bark scale of Schroeder et al. (1979) instead of their tables.
     """
-    telephone, bands = _TELEPHONE.to(target), _BARK.to(target)
-    level, wanted_level = ((spectra @ telephone).mean(1)[:, None, None] + TINY for spectra in (estimate, target))
+    return _disturbance(_in_bands(estimate), _in_bands(target))
+
+
+def _disturbance(estimate: _Bands, target: _Bands) -> Tensor:
+    level, wanted_level = (spectra.telephone.mean(1, keepdim=True) + TINY for spectra in (estimate, target))
     # an estimate that is next to silent is not made loud again
-    heard = estimate @ bands * (LEVEL / torch.maximum(level, 0.01 * wanted_level))
-    wanted = target @ bands * (LEVEL / wanted_level)
+    heard = estimate.bark * (LEVEL / torch.maximum(level, 0.01 * wanted_level))
+    wanted = target.bark * (LEVEL / wanted_level)
     energy = wanted.sum(2, keepdim=True)
     active = (energy > AUDIBLE_SHARE * LEVEL).float()
     spectral_ratio = (((heard * active).sum(1, keepdim=True) + RATIO_FLOOR)
@@ -114,9 +138,11 @@ def disturbance(estimate: Tensor, target: Tensor) -> Tensor:
     heard = heard * gain.clamp(3e-4, 5)
 
     first, second = _loudness(heard), _loudness(wanted)
-    difference = ((first - second).abs() - MASKED_SHARE * torch.minimum(first, second)).clamp_min(0)
+    apart = (first - second).abs()
+    masked = 0.5 * MASKED_SHARE * (first + second - apart)      # a share of the lesser one
+    difference = (apart - masked).clamp_min(0)
     asymmetry = ((heard + ASYMMETRY_FLOOR) / (wanted + ASYMMETRY_FLOOR)) ** ASYMMETRY_EXPONENT
-    asymmetry = torch.where(asymmetry < LEAST_ASYMMETRY, 0.0, asymmetry.clamp_max(MOST_ASYMMETRY))
+    asymmetry = asymmetry.clamp_max(MOST_ASYMMETRY) * (asymmetry >= LEAST_ASYMMETRY)
     total_width = N_BARK_BANDS * _WIDTH
     symmetric = ((difference.square() * _WIDTH).sum(2) * total_width + 100 * TINY).sqrt()
     asymmetric = (difference * asymmetry * _WIDTH).sum(2)
