@@ -17,6 +17,7 @@ from pse_sdk.training.pseudo_mixtures import (
     Pair,
     PseudoMixtures,
 )
+from pse_sdk.training.specialist import LEAST_CLIP, noise_banks
 
 N_FRAMES = 3 * SEGMENT_FRAMES
 
@@ -158,3 +159,13 @@ def test_finetuning_draws_nothing_but_clean_speech(pair, noises):
     speech = torch.from_numpy(clean.enhanced)
     assert ((target @ speech) / target.norm(dim=1) / speech.norm()).min() > 0.999
     assert PseudoMixtures([pair], noises, method, 0).n_segments == 0
+
+
+def test_short_noises_are_repeated_and_count_as_what_they_are():
+    short, long = np.arange(1, 1001, dtype=np.float32), np.ones(LEAST_CLIP + 5, np.float32)
+    banks = noise_banks(([short, np.zeros(0, np.float32), long], 0.7), ([np.zeros(9, np.float32)], 0.3))
+    bank, = banks.banks
+    assert banks.shares == (0.7,)
+    assert bank.lengths.tolist() == [LEAST_CLIP, LEAST_CLIP + 5] and bank.weights.tolist() == [1000, LEAST_CLIP + 5]
+    repeated = bank.samples[:LEAST_CLIP]
+    assert torch.equal(repeated[1000:2000], torch.from_numpy(short)) and repeated[-1] == short[LEAST_CLIP % 1000 - 1]
