@@ -24,7 +24,7 @@ MOST_BAD_STEPS = 3
 CONTRAST_WEIGHTS = {"corrected": (0.05, 0.02), "published": (1.0, 1.0)}     # alike, different; in dB beside the SNR
 CONTRAST_PAIRS = 8
 PLAN_SHARE = 0.25       # of the time, after which it is clear how many steps fit; until then the rate stays at its peak
-CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
