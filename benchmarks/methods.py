@@ -17,6 +17,7 @@ A method is written as stages, each of which goes on from the one before; the fi
 Users are folders as for `benchmarks/personalization.py`; @SECONDS and ^truth need <user>/clean/NN.wav, the recordings'
 speech without their noise. Every stage takes the same number of steps, whatever they cost; seconds are those of
 training. Rows and networks stay in the work folder, whole or not at all: kill it at any time, the same command goes on.
+They are known by sounds, weights and settings, not by code: after a change of training give another --work.
 Needs pse_sdk[train,bench].
 """
 
