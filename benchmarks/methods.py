@@ -69,12 +69,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TRUTH, SELF = "truth", "self"
 UNGUARDED = "no guard"
 VARIANTS = {
-    "auto-no-dp": replace(METHODS[AUTO], purify=False),
     "auto-no-pauses": replace(METHODS[AUTO], pauses_are_silent=False),
     "auto-no-remix": replace(METHODS[AUTO], remix_share=0.0),
     "auto-no-fade": replace(METHODS[AUTO], clean_share=0.0),
     "auto-adapters": METHODS[AUTO],
-    "remixit": replace(METHODS[AUTO], purify=False, remix_share=1.0),
+    "remixit": replace(METHODS[AUTO], remix_share=1.0),
 }
 ADAPTER_RANKS = {"auto-adapters": 8}
 

@@ -35,7 +35,7 @@ from .recordings import Recording, Source, read_recordings
 from .report import Report
 
 METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "pseudose-from-random", "finetune",
-           "teacher+dp")
+           "teacher", "teacher+dp")
 """How a specialist can be trained; "auto" is the one that has won most comparisons."""
 OTHERS = ("keep", "remove")
 """What a specialist does with the voices of other people."""

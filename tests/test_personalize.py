@@ -90,7 +90,7 @@ def test_a_short_training_ends_in_a_model_that_is_not_worse_and_a_report(reader_
     assert 0 < report.snr_db < 15
     if report.accepted:
         assert all(check.passed for check in report.checks)
-        assert enhancer.info.method == "teacher+dp"
+        assert enhancer.info.method == "teacher"
         assert enhancer.info.generalist == Enhancer(size="tiny").digest
     else:
         assert enhancer.digest == Enhancer(size="tiny").digest
