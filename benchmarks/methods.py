@@ -247,7 +247,7 @@ def run_task(task: Task, settings: Settings) -> None:
     result = Result(task.user.name, f"{task.size}, {task.words}", {}, start=start, status=ACCEPTED)
     try:
         job, material = material_of(task, task.stages, settings, facts)
-        fitted = trained(task, task.stages, settings)
+        fitted = trained(task, task.stages, settings, (job, material))
         best, result = fitted.network, replace(result, seconds=fitted.seconds, n_steps=fitted.n_steps)
         # whatever its last stage started from, it is judged against the generalist
         gained = replace(fitted, score=Score(generalist, material.validation)(best), curve=((0, 0.0),))
@@ -272,8 +272,13 @@ def material_of(task: Task, stages: tuple[Stage, ...], settings: Settings, facts
     return job, prepare(job, facts)
 
 
-def trained(task: Task, stages: tuple[Stage, ...], settings: Settings) -> Fit:
-    """The last of the stages, after those before it; from the work folder if it was trained before."""
+def trained(task: Task, stages: tuple[Stage, ...], settings: Settings,
+            prepared: tuple[Job, Material] | None = None) -> Fit:
+    """The last of the stages, after those before it; from the work folder if it was trained before.
+
+    Args:
+        prepared: what `material_of` gave for these stages; what has been drawn from it is not given back.
+    """
     key = digest(digest_of_package(task.size), task.size, stages, *_sounds(task.user, stages, settings),
                  settings.steps, settings.seed)
     path = settings.work / "networks" / f"{task.user.name}-{task.size}-{key}.safetensors"
@@ -283,7 +288,7 @@ def trained(task: Task, stages: tuple[Stage, ...], settings: Settings) -> Fit:
         return Fit(network.eval(), **json.loads(path.with_suffix(".json").read_text("utf-8")))
     start = trained(task, stages[:-1], settings).network if stages[1:] else load_generalist(task.size)
     facts: dict[str, Any] = {}
-    job, material = material_of(task, stages, settings, facts)
+    job, material = prepared or material_of(task, stages, settings, facts)
     if rank := ADAPTER_RANKS.get(stages[-1].method):
         fitted = train(job, material, with_adapters(copy.deepcopy(start), rank), facts)
         fitted = replace(fitted, network=without_adapters(fitted.network))

@@ -1,4 +1,5 @@
-"""Turn pre-trained weights into the model files that ship: the generalists, the teacher and the SNR predictor.
+"""Turn pre-trained weights into the model files that ship: the generalists, the teacher, the SNR predictor and the
+speaker embeddings.
 
     python export/models.py build/pretrain/tiny build/pretrain/small ... [--into pse_sdk/models]
     python export/models.py --again tiny small large                     [--into pse_sdk/models]
@@ -24,6 +25,7 @@ from pse_sdk.training.network import load_network
 from pse_sdk.training.onnx_export import export_model
 from pse_sdk.training.pretrain import load_checkpoint, save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
+from pse_sdk.training.speaker_network import SpeakerNetwork, export_embedding
 
 CALIBRATION = ("speech_accuracy", "snr_bias_db", "snr_error_db", "share_calibration_error")
 
@@ -53,6 +55,10 @@ def main() -> None:
             predictor = SnrPredictor()
             predictor.load_state_dict(load_file(folder / "weights.safetensors"))
             model = export_predictor(predictor, {k: last[k] for k in CALIBRATION})
+        elif what == "speaker_embedding":
+            speakers = SpeakerNetwork()
+            speakers.load_state_dict(load_file(folder / "weights.safetensors"))
+            model = export_embedding(speakers, {"equal_error_rate": last["equal_error_rate"]})
         else:
             network = load_network(what, folder / "weights.safetensors")
             scores = {"hours_of_mixtures": last["hours"], "validation_si_sdr_improvement": last["si_sdr_improvement"]}

@@ -50,6 +50,14 @@ def test_clips_are_drawn_as_often_as_their_weights_say():
     assert not (drawn == 1).any() and (drawn == 2).float().mean().item() == pytest.approx(0.75, abs=SHARE_TOLERANCE)
 
 
+def test_neighbours_may_be_takes_of_one_clip_which_no_others_are():
+    bank = Bank.of([np.full(500, level, np.float32) for level in (0.1, 0.2, 0.3, 0.4)], [1.0] * 4)
+    for seed in range(5):
+        drawn = bank.draw(8, 100, torch.Generator().manual_seed(seed), takes=2)[:, 0].view(4, 2)
+        assert torch.equal(drawn[:, 0], drawn[:, 1]) and len(drawn[:, 0].unique()) == 4
+    assert bank.draw(12, 100, torch.Generator().manual_seed(0), takes=2).shape == (12, 100)      # more than there are
+
+
 def test_empty_clips_are_left_out_of_a_bank():
     bank = Bank.of([np.zeros(0, np.float32), np.ones(5, np.float32)], [1.0, 1.0], ("empty", "full"))
     assert bank.n_clips == 1 and bank.names == ("full",)

@@ -399,6 +399,18 @@ def test_what_training_cannot_start_from_is_refused_early(hum, settings, words):
 
 
 @needs_models
+def test_recordings_of_several_talkers_are_said_to_be_such(monkeypatch, hum):
+    from pse_sdk.training import specialist
+    talkers = iter([True, False, True])
+    monkeypatch.setattr(specialist, "has_several_talkers", lambda stretch, embedding: next(talkers))
+    facts = {}
+    with pytest.raises(specialist.NoSpecialist):        # they hold no speech
+        specialist.prepare(specialist.Job([hum[0][:5 * RATE]] * 3, deadline=time.time() + 60), facts)
+    assert "2 of 3 recordings seem to hold several talkers, who would all be kept" in facts["notes"]
+    assert any("alone" in advice for advice in specialist._advice({"seconds_of_noise": 60, **facts}))
+
+
+@needs_models
 def test_a_start_of_another_size_is_refused(hum):
     with pytest.raises(SettingsError, match="size"):
         Enhancer.personalize([hum], size="small", start=Enhancer(size="tiny"))

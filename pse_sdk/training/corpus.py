@@ -84,15 +84,18 @@ class Bank:
                        starts=self.starts.to(device), lengths=self.lengths.to(device))
 
     def draw(self, n: int, length: int, generator: torch.Generator, *, max_speed_change: float = 0.0,
-             rows: slice = slice(None)) -> Tensor:
+             rows: slice = slice(None), takes: int = 1) -> Tensor:
         """`n` stretches [n, length] float32 from random clips and places; short clips start over.
 
         Args:
             max_speed_change: half the draws are played faster or slower by up to this share, linearly interpolated.
             rows: which of the `n` are wanted. The others are not read, and change nothing.
+            takes: so many neighbours come from one clip, and no others from it if there are clips enough.
         """
         device = self.starts.device
-        clip = torch.multinomial(self.weights, n, replacement=True, generator=generator)[rows].to(device)
+        n_clips = n // takes
+        clip = torch.multinomial(self.weights, n_clips, replacement=takes == 1 or n_clips > self.n_clips,
+                                 generator=generator).repeat_interleave(takes)[rows].to(device)
         starts, lengths = self.starts[clip, None], self.lengths[clip, None]
         place = torch.rand(n, 1, generator=generator, dtype=torch.float64)[rows].to(device)
         room = (lengths - int(length * (1 + max_speed_change)) - 1).clamp_min(0)

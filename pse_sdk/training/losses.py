@@ -28,6 +28,11 @@ def power(spectra: Tensor) -> Tensor:
     return real * real + imaginary * imaginary      # a sum over two is slow
 
 
+def raised(values: Tensor, exponent: float) -> Tensor:
+    """Positive `values` to the power of `exponent`, in a third of the time that `**` takes."""
+    return torch.exp2(torch.log2(values) * exponent)
+
+
 def waveform(spectra: Tensor) -> Tensor:
     """Samples [B, N * hop] of spectra [B, N, 2, F], delayed by `STFT.delay`: the inverse of `spectrogram`."""
     frames = torch.fft.irfft(torch.view_as_complex(spectra.transpose(2, 3).contiguous()), STFT.n_fft)
@@ -63,7 +68,7 @@ class _CompressedSpectrumLoss(torch.autograd.Function):
     def forward(ctx: FunctionCtx, estimate: Tensor, target: Tensor, weight: Tensor, missing_weight: float) -> Tensor:
         (real, imaginary), (wanted_real, wanted_imaginary) = estimate.unbind(2), target.unbind(2)
         estimate_power, target_power = power(estimate) + POWER_FLOOR, power(target) + POWER_FLOOR
-        magnitude, wanted = estimate_power ** (COMPRESSION / 2), target_power ** (COMPRESSION / 2)
+        magnitude, wanted = raised(estimate_power, COMPRESSION / 2), raised(target_power, COMPRESSION / 2)
         scale, wanted_scale = magnitude * estimate_power.rsqrt(), wanted * target_power.rsqrt()     # of the spectra
         much = magnitude - wanted
         costly = much + (missing_weight - 1) * much.clamp_max(0)

@@ -34,6 +34,7 @@ class MixingConfig:
     equaliser_db: float = 8.0
     max_speed_change: float = 0.12          # of speech, for more voices
     max_noise_speed_change: float = 0.4     # for more noises
+    takes: int = 1          # neighbours whose speech is from one clip; divides `GROUP`
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Mixer:
         config, length = self.config, self.config.length
         draws = _Draws((self.seed, 1, draw), size, rows, self.device)
         speech = self.corpus.speech.draw(size, length, draws.generator, max_speed_change=config.max_speed_change,
-                                         rows=rows)
+                                         rows=rows, takes=config.takes)
         in_room = draws.chance(config.room_share).squeeze(1).nonzero().squeeze(1)
         room = draws.integers(self.corpus.rooms.n_clips)[in_room]
         speech = self._filtered(speech, draws, (in_room, room))

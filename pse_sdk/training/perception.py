@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import STFT
+from .losses import raised
 
 INTELLIGIBILITY_WEIGHT, DISTURBANCE_WEIGHT = 2.0, 0.15
 N_THIRD_OCTAVES, LOWEST_THIRD_OCTAVE = 15, 150.0
@@ -141,7 +142,7 @@ def _disturbance(estimate: _Bands, target: _Bands) -> Tensor:
     apart = (first - second).abs()
     masked = 0.5 * MASKED_SHARE * (first + second - apart)      # a share of the lesser one
     difference = (apart - masked).clamp_min(0)
-    asymmetry = ((heard + ASYMMETRY_FLOOR) / (wanted + ASYMMETRY_FLOOR)) ** ASYMMETRY_EXPONENT
+    asymmetry = raised((heard + ASYMMETRY_FLOOR) / (wanted + ASYMMETRY_FLOOR), ASYMMETRY_EXPONENT)
     asymmetry = asymmetry.clamp_max(MOST_ASYMMETRY) * (asymmetry >= LEAST_ASYMMETRY)
     total_width = N_BARK_BANDS * _WIDTH
     symmetric = ((difference.square() * _WIDTH).sum(2) * total_width + 100 * TINY).sqrt()
@@ -154,7 +155,7 @@ def _disturbance(estimate: _Bands, target: _Bands) -> Tensor:
 def _loudness(intensity: Tensor) -> Tensor:
     """In sone per Bark, of intensities in Bark bands. Source: Zwicker, as in P.862."""
     threshold = _THRESHOLD.to(intensity)
-    above = (0.5 + 0.5 * intensity / threshold) ** LOUDNESS_EXPONENT - 1
+    above = raised(0.5 + 0.5 * intensity / threshold, LOUDNESS_EXPONENT) - 1
     return LOUDNESS * (threshold / 0.5) ** LOUDNESS_EXPONENT * above.clamp_min(0)
 
 

@@ -1,4 +1,4 @@
-"""Train a generalist, the teacher or the SNR predictor from speech and noise. Can be killed and started again.
+"""Train a generalist, the teacher, the SNR predictor or speaker embeddings. Can be killed and started again.
 
     python -m pse_sdk.training.pretrain --data FOLDER --what tiny --steps 40000 --out build/tiny
 
@@ -41,6 +41,7 @@ from .mixing import GROUP, Batch, Mixer, MixingConfig
 from .network import NETWORKS, Denoiser, build_network
 from .perception import disturbance, intelligibility, perceptual_loss
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
+from .speaker_network import SpeakerNetwork, evaluate_speakers, speaker_loss
 
 AVERAGE_DECAY = 0.999
 MIN_FRAMES, MAX_FRAMES = 40, 4000   # of a mixture
@@ -102,6 +103,10 @@ class Task:
 DENOISING = Task(build_network, denoising_loss, evaluate_denoising, MixingConfig())
 SNR_PREDICTION = Task(lambda _: SnrPredictor(), predictor_loss, evaluate_predictor,
                       MixingConfig(length=320 * STFT.hop_length, noise_only_share=0.1))
+# two takes of a voice keep its pitch
+SPEAKER_EMBEDDING = Task(lambda _: SpeakerNetwork(), speaker_loss, evaluate_speakers,
+                         MixingConfig(length=192 * STFT.hop_length, snr_db=(0.0, 30.0), noise_only_share=0.0,
+                                      gap_share=0.0, max_speed_change=0.0, takes=2))
 
 
 def _averaged(average: Tensor, value: Tensor, n_averaged: Tensor | int) -> Tensor:
@@ -163,14 +168,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True,
                         help="a folder with a manifest.csv or a public corpus as it unpacks; give it once for each")
-    parser.add_argument("--what", choices=[*NETWORKS, "snr_predictor"], required=True)
+    parser.add_argument("--what", choices=[*NETWORKS, "snr_predictor", "speaker_embedding"], required=True)
     parser.add_argument("--steps", type=_whole(0), required=True,
                         help="in all; a run that is finished goes on with more, its rate at the peak again")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="where decoded audio is kept")
     parser.add_argument("--batch", type=_whole(0), default=32, help="mixtures a step, of all processes together")
     parser.add_argument("--seconds", type=_whole_hops,
-                        help="that a mixture lasts, and a validation one (2.56; for snr_predictor 5.12)")
+                        help="that a mixture lasts, and a validation one (2.56; for snr_predictor 5.12, for "
+                             "speaker_embedding 3.07)")
     parser.add_argument("--snrs", type=_snr_db, nargs=2, metavar=("LOW", "HIGH"),
                         help="of the mixtures, in dB ({:g} {:g})".format(*MixingConfig.snr_db))
     parser.add_argument("--start", type=Path, metavar="WEIGHTS",
@@ -247,7 +253,8 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, device: torch.device) -> None:
-    task = DENOISING if args.what in NETWORKS else SNR_PREDICTION
+    tasks = {"snr_predictor": SNR_PREDICTION, "speaker_embedding": SPEAKER_EMBEDDING}
+    task = tasks.get(args.what, DENOISING)
     if args.seconds is not None:
         task = replace(task, mixing=replace(task.mixing, length=round(args.seconds * STFT.sample_rate)))
     if args.snrs is not None:

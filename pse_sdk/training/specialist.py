@@ -21,6 +21,7 @@ from ..purification import FramePredictor
 from ..remarks import NARROW_BAND_HZ, holds_music, is_narrow
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Check, Report
 from ..segments import Stretch, harvest_pauses, split
+from ..talkers import SpeakerEmbedding, has_several_talkers
 from .corpus import Bank
 from .fit import Checkpoint, Fit, FitConfig, fit
 from .graph import network_of
@@ -182,6 +183,10 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     if musical:
         note += (f"{musical} of {len(stretches)} recordings hold music or tones like it: what is sung there may be "
                  "taken for the user's speech",)
+    embedding = SpeakerEmbedding()
+    crowded = sum(has_several_talkers(stretch, embedding) for stretch in stretches)
+    if crowded:
+        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers, who would all be kept",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
@@ -380,6 +385,8 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
         advice.append("a few minutes more of speech would help most")
     if facts["seconds_of_noise"] < 10:
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
+    if any("several talkers" in note for note in facts["notes"]):
+        advice.append("record one person alone: a specialist keeps every voice that it learnt from")
     if any("clipped" in note for note in facts["notes"]):
         advice.append("record anew with the input level turned down: clipped speech is learnt as it is")
     elif facts["snr_db"] is not None and facts["snr_db"] < 5:
