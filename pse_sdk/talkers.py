@@ -38,14 +38,19 @@ class SpeakerEmbedding:
 
 def has_several_talkers(stretch: Stretch, embedding: SpeakerEmbedding) -> bool:
     """Whether two voices or more take turns in it, by its first minutes; talking at the same time is not noticed."""
+    return voices_apart(stretch, embedding) > FARTHEST_APART
+
+
+def voices_apart(stretch: Stretch, embedding: SpeakerEmbedding) -> float:
+    """`groups_apart` of the pieces of its first minutes; 0 where there is too little speech to say."""
     speech = stretch.frames.speech[:LOOKED_AT_FRAMES] > 0.5
     starts = [start for start in range(0, len(speech) - PIECE_FRAMES + 1, PIECE_STEP)
               if speech[start:start + PIECE_FRAMES].mean() >= LEAST_SPEECH_SHARE]
     if len(starts) < FEWEST_PIECES:
-        return False
+        return 0.0
     power = power_spectrogram(stretch.samples[:LOOKED_AT_FRAMES * STFT.hop_length])
     pieces = np.stack([power[start:start + PIECE_FRAMES] for start in starts])
-    return groups_apart(embedding.embed(pieces), np.array(starts)) > FARTHEST_APART
+    return groups_apart(embedding.embed(pieces), np.array(starts))
 
 
 def groups_apart(embeddings: np.ndarray, starts: np.ndarray) -> float:
