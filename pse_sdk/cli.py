@@ -181,6 +181,8 @@ def _check_replaceable(path: Path) -> None:
 @quiet_libraries()
 def _personalize(args: argparse.Namespace) -> int:
     check_target(args.out, "--out")
+    if args.checkpoint is not None and args.checkpoint.absolute() == args.out.absolute():
+        raise SettingsError(f"--checkpoint {args.checkpoint}: is --out as well; name another file")
     _check_replaceable(args.out)
     with _ProgressLine() as progress:
         enhancer = Enhancer.personalize(args.recordings, clean=args.clean, noise=args.noise, others=args.others,

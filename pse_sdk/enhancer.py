@@ -232,7 +232,7 @@ class Enhancer:
             steps: number of training steps instead of as many as the budget allows, to repeat an earlier run.
             on_progress: called a few times a second with a `Progress`; if it returns False, training is cancelled.
             paused: asked a few times a second; while it is true, training rests and the budget's clock stands still.
-            checkpoint: a file for the state of training, a new one or what this wrote before. It is written every ten
+            checkpoint: a file for the state of training, a new one or what this wrote before. It is written every five
                 seconds; if this process or the machine goes down, the same call goes on from there. It holds weights,
                 no audio, and is removed when all is done.
             seed: same seed, recordings, threads and number of steps, same specialist.
@@ -242,6 +242,7 @@ class Enhancer:
             MissingDependencyError: torch and onnx are not installed.
             PersonalizationCancelled: `on_progress` returned False.
             PersonalizationError: the training process failed.
+            What `teacher`, `on_progress` or `paused` raise themselves comes through as it is.
         """
         if start is None:
             before = cls(size=size)

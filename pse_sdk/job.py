@@ -23,8 +23,9 @@ except ImportError:     # no POSIX system
     fcntl = None        # type: ignore[assignment]
 
 from .arguments import as_number, as_whole_number, check_function, check_target
-from .config import SIZES
+from .config import SIZES, STFT
 from .errors import (
+    AudioError,
     MissingDependencyError,
     PersonalizationCancelled,
     PersonalizationError,
@@ -43,6 +44,8 @@ SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS = 20.0, 24 * 3600.0
 LONGEST_SECONDS, LONGEST_OTHER_SECONDS = 3600.0, 600.0      # of recordings, and of each other kind, that are read
 # glibc returns every large array to the system and faults it in again, at a third of the time of a training step
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+_BLOCK = 60 * STFT.sample_rate  # samples that are taken or left together, where not all of them are used
+LEAST_SWING_DB = 6.0            # between quiet and loud where somebody speaks; steady noise has half of it
 CHECKPOINT_HEADER = b"pse_sdk checkpoint\n"
 """How a checkpoint's file begins. Nothing else is ever overwritten or removed as one."""
 # Of recordings: more is not learnt within a budget of minutes, and takes memory. Other voices take some of it, too.
@@ -137,20 +140,50 @@ def _read_others(source: Source | Sequence[Source] | None, name: str) -> list[Re
     """What the argument called `name` gives. An empty list is more likely a mistake than a wish."""
     if isinstance(source, (list, tuple)) and not source:
         raise SettingsError(f"{name}=[] holds no recordings; leave {name} out, or name some")
-    return [] if source is None else read_recordings(source, max_seconds=LONGEST_OTHER_SECONDS)
+    try:
+        return [] if source is None else read_recordings(source, max_seconds=LONGEST_OTHER_SECONDS)
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from error
 
 
 def at_most(recordings: list[Recording], seconds: float) -> tuple[list[Recording], tuple[str, ...]]:
-    """The recordings, or the same share from the middle of each where they are longer together, and a note of that."""
+    """The recordings, or where they are longer together, minutes of them in which something happens, and a note.
+
+    Those minutes come from everywhere, evenly; neighbours stay together. Steady sound and silence are taken only where
+    there is nothing else.
+    """
     total = sum(recording.seconds for recording in recordings)
     if total <= seconds:
         return recordings, ()
-    kept = []
-    for recording in recordings:
-        length = int(len(recording.samples) * seconds / total)
-        start = (len(recording.samples) - length) // 2
-        kept.append(replace(recording, samples=recording.samples[start:start + length].copy()))
-    return kept, (f"of {total / 60:.0f} minutes of recordings {seconds / 60:.0f} were used, from the middle of each",)
+    blocks = [(i, start, min(start + _BLOCK, len(recording.samples)))
+              for i, recording in enumerate(recordings) for start in range(0, len(recording.samples), _BLOCK)]
+    swing = np.array([_swing_db(recordings[i].samples[start:stop]) for i, start, stop in blocks])
+    lively = np.flatnonzero(swing > LEAST_SWING_DB)
+    lengths = np.array([stop - start for _, start, stop in blocks]) / STFT.sample_rate
+    most = max(1, int(seconds / lengths.mean()))
+    chosen = (lively[np.linspace(0, len(lively) - 1, most).round().astype(int)] if len(lively) > most
+              else np.argsort(-swing, kind="stable")[:most])
+    kept, left = list[Recording](), round(seconds * STFT.sample_rate)
+    for i, recording in enumerate(recordings):
+        places = [blocks[k][1:] for k in sorted(set(chosen.tolist())) if blocks[k][0] == i]
+        notes = recording.notes
+        while places and left > 0:
+            start, stop = places.pop(0)
+            while places and places[0][0] == stop:
+                stop = places.pop(0)[1]
+            kept.append(replace(recording, samples=recording.samples[start:min(stop, start + left)].copy(),
+                                notes=notes))
+            left, notes = left - (stop - start), ()
+    return kept, (f"of {total / 60:.0f} minutes of recordings {seconds / 60:.0f} were used, in which most happens",)
+
+
+def _swing_db(samples: np.ndarray) -> float:
+    """How far the levels of 16 ms lie apart, from the 10th to the 95th of a hundred, silence counting as -80 dBFS."""
+    frames = samples[:len(samples) // STFT.hop_length * STFT.hop_length].reshape(-1, STFT.hop_length)
+    if not len(frames):
+        return 0.0
+    low, high = np.percentile(10 * np.log10(np.square(frames).mean(1) + 1e-8), [10, 95])
+    return float(high - low)
 
 
 def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: str, budget_seconds: float,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,10 @@ _CORRELATED = 0.5
 _CLIPPED_SHARE = 0.001
 _AUDIBLE_OFFSET = 0.01
 SAME_SOUND = 0.999      # squared correlation of two recordings of the same length that are one
+SAME_TAKE = 0.85        # correlation of the levels of two that are one, cut or encoded in another way; others: 0.5
+_LEVEL_HOP, _LEAST_LEVELS = 256, 600    # samples between two levels; fewer than 10 s of them may be alike by chance
+
+GIVEN_AGAIN = "given more than once: used once"
 
 Source = str | os.PathLike[str] | tuple[Any, float]
 """A file, a folder, or `(samples, sample_rate)`."""
@@ -54,6 +58,15 @@ class Recording:
     def seconds(self) -> float:
         return len(self.samples) / STFT.sample_rate
 
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """Of every 16 ms in dB, down to 60 below the loudest [T // 256], with mean 0 and sum of squares 1."""
+        frames = self.samples[:len(self.samples) // _LEVEL_HOP * _LEVEL_HOP].reshape(-1, _LEVEL_HOP)
+        power = np.einsum("nt,nt->n", frames, frames) + 1e-12
+        levels = 10 * np.log10(np.maximum(power, power.max(initial=0.0) * 1e-6))
+        levels -= levels.mean() if len(levels) else 0.0
+        return np.asarray(levels / (np.linalg.norm(levels) + 1e-6), np.float32)
+
 
 def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 4 * 3600.0,
                     on_bad: Literal["raise", "skip"] = "raise") -> list[Recording]:
@@ -69,7 +82,8 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
 
     Mended: channels become their average where they agree with the loudest one, so that neither opposite phase
     nor a dead channel harms it; a constant offset (DC) is removed; NaN, Inf and impossible numbers become 0;
-    what goes beyond full scale is scaled down to it; the same sound given twice, louder or softer, is used once.
+    what goes beyond full scale is scaled down to it; the same take given twice, louder or softer, cut or encoded
+    in another way, is used once.
     Noted, not mended: clipping, and a file that ends early.
 
     Memory is that of the result and one block. Every file is decoded twice, first to look, then to convert.
@@ -102,7 +116,7 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
     for open_input in _inputs(sources, leave_out):
         seconds_left = max_seconds - sum(recording.seconds for recording in recordings)
         if seconds_left < SHORTEST_SECONDS:
-            remarks.append(f"further recordings were not read: max_seconds={max_seconds:g} is reached")
+            remarks.append(f"further recordings were not read: {max_seconds:g} s in all are the most")
             break
         try:
             with closing(open_input()) as source:
@@ -113,9 +127,8 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
         first = next((i for i, other in enumerate(recordings) if _is_copy(other, recording)), None)
         if first is None:
             recordings.append(recording)
-        else:
-            notes = (*recordings[first].notes, f"given again as {recording.name}: used once")
-            recordings[first] = replace(recordings[first], notes=notes)
+        elif GIVEN_AGAIN not in recordings[first].notes:
+            recordings[first] = replace(recordings[first], notes=(*recordings[first].notes, GIVEN_AGAIN))
 
     if not recordings:
         shown = "; ".join(remarks[:3]) + (f"; and {len(remarks) - 3} more" if len(remarks) > 3 else "")
@@ -125,10 +138,18 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
 
 
 def _is_copy(one: Recording, other: Recording) -> bool:
-    """Whether they hold the same sound, be it louder or softer. A few samples tell most that do not."""
-    return len(one.samples) == len(other.samples) and all(
-        float(a @ b) ** 2 > SAME_SOUND * float(a @ a) * float(b @ b)
-        for a, b in ((one.samples[::step], other.samples[::step]) for step in (61, 1)))
+    """Whether they hold the same sound, be it louder or softer, or the same take, cut or encoded in another way."""
+    if len(one.samples) == len(other.samples) and all(     # a few samples tell most that do not
+            float(a @ b) ** 2 > SAME_SOUND * float(a @ a) * float(b @ b)
+            for a, b in ((one.samples[::step], other.samples[::step]) for step in (61, 1))):
+        return True
+    first, second = one.levels, other.levels
+    shorter, longer = sorted((len(first), len(second)))
+    if shorter < _LEAST_LEVELS or shorter < 0.8 * longer:
+        return False
+    n_fft = 1 << (shorter + longer).bit_length()
+    correlation = np.fft.irfft(np.fft.rfft(first, n_fft) * np.fft.rfft(second, n_fft).conj(), n_fft)
+    return float(correlation.max()) > SAME_TAKE     # at any shift
 
 
 # From sources to inputs, each of which is one recording.
@@ -179,6 +200,9 @@ def _inputs(sources: Source | Iterable[Source],
                 leave_out(error)
                 continue
             yield from (partial(AudioReader, file) for file in files)
+        elif isinstance(source, tuple) and len(source) == 2:
+            raise AudioError(f"recording {position}: expected (samples, sample_rate) with a number in Hz, got a "
+                             f"{type(source[1]).__name__} for the rate")
         else:
             raise AudioError(f"recording {position}: expected {wanted}, got a {type(source).__name__}; "
                              "samples need their rate: (samples, 16000)")
@@ -297,7 +321,7 @@ def _channel_weights(covariance: np.ndarray) -> np.ndarray:
 def _notes(look: _Look, weights: np.ndarray, peak: float, seconds: float) -> Iterator[str]:
     used = weights > 0
     if look.was_cut:
-        yield f"only the first {seconds:.1f} s were read: max_seconds is reached"
+        yield f"only the first {seconds:.1f} s were read: more is not taken"
     if look.n_replaced:
         yield f"{look.n_replaced} samples were NaN, infinite or impossibly large: replaced by 0"
     if not used.all():

@@ -128,6 +128,12 @@ def test_personalize_refuses_a_missing_folder_before_it_trains(capsys, wav, tmp_
     assert code == 2 and "me.onnx" in err
 
 
+def test_a_checkpoint_that_is_the_model_file_as_well_is_refused(capsys, wav, tmp_path):
+    both = tmp_path / "me.onnx"
+    code, _, err = run(capsys, "personalize", wav, "--out", both, "--checkpoint", both)
+    assert code == 2 and "is --out as well" in err and not both.exists()
+
+
 @pytest.mark.parametrize("status, expected", [("accepted", 0), ("kept", 1), ("insufficient_data", 1)])
 def test_a_script_sees_whether_a_specialist_replaced_the_file_that_was_there(capsys, wav, tmp_path, tiny_model,
                                                                              monkeypatch, status, expected):

@@ -543,11 +543,32 @@ def test_a_folder_without_audio_is_refused(tmp_path):
 def test_the_same_content_is_used_once(folder):
     first, second, third = read_recordings([folder, folder / "a.flac", (white_noise(seed=7), 16_000),
                                             (white_noise(seed=7), 16_000)])[:3]
-    assert first.notes == (f"given again as {folder / 'a.flac'}: used once",)
+    assert first.notes == ("given more than once: used once",)
     assert second.notes == third.notes == ()
     assert len(read_recordings([(white_noise(), 16_000)] * 3)) == 1
     louder = read_recordings([(white_noise(seed=7), 16_000), (0.3 * white_noise(seed=7), 16_000)])
     assert len(louder) == 1 and "used once" in louder[0].notes[0]
+
+
+def spoken(seconds: float, seed: int) -> np.ndarray:
+    """Noise in syllables and pauses."""
+    rng = np.random.default_rng(seed)
+    syllables = np.repeat(rng.random(int(seconds * 5)) ** 4, 3200)
+    return (0.1 * syllables * rng.standard_normal(len(syllables))).astype(np.float32)
+
+
+def test_one_take_cut_or_encoded_in_another_way_is_used_once(tmp_path):
+    take = spoken(30, seed=1)
+    soundfile.write(tmp_path / "take.mp3", take, 16_000)
+    [kept] = read_recordings([(take, 16_000), (take[1:], 16_000), (0.5 * take[20_000:], 16_000), tmp_path])
+    assert kept.notes == ("given more than once: used once",)
+
+
+def test_two_takes_are_two():
+    takes = [spoken(seconds, seed) for seed, seconds in enumerate((30, 30, 29.5, 60, 5, 5))]
+    babble = spoken(30, seed=9)
+    in_one_noise = [(take[:len(babble)] + babble[:len(take)], 16_000) for take in takes[:3]]
+    assert len(read_recordings([*((take, 16_000) for take in takes), *in_one_noise])) == len(takes) + 3
 
 
 def test_one_bad_file_among_good_ones_is_named(folder):
@@ -577,8 +598,8 @@ def test_reading_stops_at_the_limit_in_total(folder):
     first, second = read_recordings(folder, max_seconds=1.5)
     assert (first.seconds, second.seconds) == (1.0, 0.5)
     assert first.notes == ()
-    assert second.notes == ("only the first 0.5 s were read: max_seconds is reached",
-                            "further recordings were not read: max_seconds=1.5 is reached")
+    assert second.notes == ("only the first 0.5 s were read: more is not taken",
+                            "further recordings were not read: 1.5 s in all are the most")
 
 
 @pytest.mark.parametrize("max_seconds", [3.0, 3.1, float("inf")])
@@ -591,7 +612,7 @@ def test_a_long_file_is_cut_where_the_limit_says(tmp_path, max_seconds):
     path = write(tmp_path / "a.wav", white_noise(30.0))
     [recording] = read_recordings(path, max_seconds=max_seconds)
     assert recording.seconds == max_seconds
-    assert "max_seconds" in recording.notes[0]
+    assert "more is not taken" in recording.notes[0]
 
 
 # AudioReader, and what a long file costs

@@ -186,7 +186,8 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     embedding = SpeakerEmbedding()
     crowded = sum(has_several_talkers(stretch, embedding) for stretch in stretches)
     if crowded:
-        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers, who would all be kept",)
+        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers who take turns: every voice in "
+                 "the recordings is kept",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
@@ -234,8 +235,9 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     mixtures = PseudoMixtures(pairs["training"], noises, job.training_method, job.seed, voices["training"])
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         raise NoSpecialist(
-            INSUFFICIENT_DATA, "The recordings are too short or too broken up to train on one part and to judge on "
-            f"another. {job.before.capitalize()} stays in use.", ["record stretches of half a minute or more"])
+            INSUFFICIENT_DATA, "There is too little speech in one piece to train on one part of the recordings and to "
+            f"judge on another. {job.before.capitalize()} stays in use.",
+            ["record stretches of half a minute or more of plain speech", *_advice(facts)])
     return Material(mixtures, judged["validation"], judged["guard"])
 
 
@@ -284,7 +286,7 @@ def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: di
     facts |= {"gain_db": round(judged.gain_db, 2), "mix": round(judged.share * mix, 3), "checks": judged.checks}
     if not judged.accepted:
         raise NoSpecialist(KEPT, "No sure gain on held-out parts of the recordings (failed: "
-                                 f"{'; '.join(check.meaning for check in judged.checks if not check.passed)}). "
+                                 f"{_first_few([check.meaning for check in judged.checks if not check.passed])}). "
                                  f"{job.before.capitalize()} stays in use.", _advice(facts))
     return judged.network
 
@@ -329,9 +331,10 @@ def _export(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
 
 
 def _out_of_time(job: Job) -> NoSpecialist:
-    return NoSpecialist(KEPT, f"The budget of {job.budget_seconds:.0f} s was spent before training could start. "
-                              f"{job.before.capitalize()} stays in use.",
-                        ["give it a larger budget, or fewer hours of recordings"])
+    spent = job.budget_seconds - job.seconds_left()
+    return NoSpecialist(KEPT, f"Of a budget of {job.budget_seconds:.0f} s too little is left for training after "
+                              f"{spent:.0f} s, since the verdict takes its time. {job.before.capitalize()} stays in use.",
+                        ["give it a larger budget, or a machine that is less busy"])
 
 
 def interpolate(start: Denoiser, end: Denoiser, mix: float) -> Denoiser:
@@ -379,10 +382,16 @@ def seconds_of(clips: Sequence[np.ndarray]) -> float:
     return sum(map(len, clips)) / STFT.sample_rate
 
 
+def _first_few(parts: Sequence[str]) -> str:
+    return "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more" if len(parts) > 3 else "")
+
+
 def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     advice = []
     if facts["seconds_of_speech"] < 120:
         advice.append("a few minutes more of speech would help most")
+    if any("music" in note for note in facts["notes"]):
+        advice.append("record without music: what is sung counts as speech")
     if facts["seconds_of_noise"] < 10:
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
     if any("several talkers" in note for note in facts["notes"]):
