@@ -37,7 +37,12 @@ class SpeakerEmbedding:
 
 
 def has_several_talkers(stretch: Stretch, embedding: SpeakerEmbedding) -> bool:
-    """Whether two voices or more take turns in it, by its first minutes; talking at the same time is not noticed."""
+    """Whether two voices or more take turns in it, by its first minutes.
+
+    A hint: of recordings with two voices about a third is missed, those who talk at the same time always; of one
+    person's in loud noise, in several rooms or beside music a few in a hundred are taken for two's
+    (benchmarks/several_talkers.py).
+    """
     return voices_apart(stretch, embedding) > FARTHEST_APART
 
 

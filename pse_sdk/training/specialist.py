@@ -186,8 +186,8 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     embedding = SpeakerEmbedding()
     crowded = sum(has_several_talkers(stretch, embedding) for stretch in stretches)
     if crowded:
-        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers who take turns: every voice in "
-                 "the recordings is kept",)
+        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers who take turns: every voice "
+                 "in them is kept",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
@@ -332,8 +332,8 @@ def _export(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
 
 def _out_of_time(job: Job) -> NoSpecialist:
     spent = job.budget_seconds - job.seconds_left()
-    return NoSpecialist(KEPT, f"Of a budget of {job.budget_seconds:.0f} s too little is left for training after "
-                              f"{spent:.0f} s, since the verdict takes its time. {job.before.capitalize()} stays in use.",
+    return NoSpecialist(KEPT, f"After {spent:.0f} s too little of the budget of {job.budget_seconds:.0f} s is left for "
+                              f"training, since the verdict takes its time. {job.before.capitalize()} stays in use.",
                         ["give it a larger budget, or a machine that is less busy"])
 
 
