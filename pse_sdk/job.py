@@ -50,6 +50,7 @@ CHECKPOINT_HEADER = b"pse_sdk checkpoint\n"
 """How a checkpoint's file begins. Nothing else is ever overwritten or removed as one."""
 # Of recordings: more is not learnt within a budget of minutes, and takes memory. Other voices take some of it, too.
 MOST_SECONDS = {"keep": 10 * 60.0, "remove": 5 * 60.0}
+RECORDED_PER_BUDGET, LEAST_OF_MANY_SECONDS = 3.5, 400.0     # less of them where the budget is small
 IN_USE = "in_use"
 """A file in the job's folder that is locked while the process that made it lives."""
 FOLDER_PREFIX = "pse-"
@@ -104,7 +105,8 @@ def run_job(
     settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
     deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
-    read, cut = at_most(read_recordings(recordings, max_seconds=LONGEST_SECONDS), MOST_SECONDS[others])
+    read, cut = at_most(read_recordings(recordings, max_seconds=LONGEST_SECONDS),
+                        most_seconds(others, settings["budget_seconds"]))
     given, foreign, talkers = (_read_others(source, name) for name, source in (
         ("clean", clean), ("noise", noise), ("voices", voices)))
     estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
@@ -144,6 +146,11 @@ def _read_others(source: Source | Sequence[Source] | None, name: str) -> list[Re
         return [] if source is None else read_recordings(source, max_seconds=LONGEST_OTHER_SECONDS)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from error
+
+
+def most_seconds(others: str, budget_seconds: float) -> float:
+    """Of recordings that are learnt from: the teacher has to hear them all before training starts."""
+    return min(MOST_SECONDS[others], max(LEAST_OF_MANY_SECONDS, RECORDED_PER_BUDGET * budget_seconds))
 
 
 def at_most(recordings: list[Recording], seconds: float) -> tuple[list[Recording], tuple[str, ...]]:

@@ -292,6 +292,11 @@ def test_of_hours_of_speech_minutes_are_used_from_everywhere():
     assert 1 <= sum(recording.seconds for recording in job.at_most([silent], 290)[0]) <= 290
 
 
+def test_a_small_budget_learns_from_fewer_minutes():
+    assert [job.most_seconds("keep", budget) for budget in (20, 60, 140, 180, 1000)] == [400, 400, 490, 600, 600]
+    assert [job.most_seconds("remove", budget) for budget in (20, 180)] == [300, 300]
+
+
 def test_what_is_wrong_with_other_sounds_names_the_argument(hum):
     with pytest.raises(AudioError, match="clean: recording 1 holds no samples"):
         Enhancer.personalize([hum], clean=(np.zeros(0), RATE))
