@@ -385,8 +385,9 @@ def test_while_it_is_paused_training_rests_and_the_clock_stands_still(reader_rec
 
 
 @needs_models
+@pytest.mark.timeout(300)       # three trainings, long enough for a checkpoint on a fast machine
 def test_a_killed_personalization_goes_on_from_its_checkpoint(reader_recordings, tmp_path):
-    checkpoint, settings = tmp_path / "me.checkpoint", {"size": "tiny", "steps": 300, "threads": 1}
+    checkpoint, settings = tmp_path / "me.checkpoint", {"size": "tiny", "steps": 200, "threads": 1}
     shares: list[float] = []
 
     def run(may_go_on=lambda done: True, **more):
