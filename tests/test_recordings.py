@@ -571,6 +571,15 @@ def test_two_takes_are_two():
     assert len(read_recordings([*((take, 16_000) for take in takes), *in_one_noise])) == len(takes) + 3
 
 
+def test_single_words_in_silence_are_no_copies_of_each_other():
+    def word(seed: int) -> np.ndarray:
+        silence = np.zeros(10 * 16_000, np.float32)
+        return np.concatenate([silence, spoken(6, seed), silence])
+
+    assert len(read_recordings([(word(seed), 16_000) for seed in range(4)])) == 4
+    assert len(read_recordings([(word(1), 16_000), (word(1)[3:], 16_000)])) == 1
+
+
 def test_one_bad_file_among_good_ones_is_named(folder):
     (folder / "broken.wav").write_bytes(b"nothing that sounds")
     assert "broken.wav is not audio" in refusal(folder)
