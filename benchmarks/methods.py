@@ -277,7 +277,7 @@ def trained(task: Task, stages: tuple[Stage, ...], settings: Settings,
     """The last of the stages, after those before it; from the work folder if it was trained before.
 
     Args:
-        prepared: what `material_of` gave for these stages; what has been drawn from it is not given back.
+        prepared: what `material_of` gave for these stages, if somebody asked it before.
     """
     key = digest(digest_of_package(task.size), task.size, stages, *_sounds(task.user, stages, settings),
                  settings.steps, settings.seed)

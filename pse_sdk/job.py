@@ -34,6 +34,7 @@ from .errors import (
 from .model_format import read_model
 from .recordings import Recording, Source, read_recordings
 from .report import Report
+from .stft import frame_power
 
 METHODS = ("auto", "pseudose", "pseudose+dp", "cm", "cm-published", "cm+dp", "pseudose-from-random", "finetune",
            "teacher", "teacher+dp")
@@ -170,26 +171,27 @@ def at_most(recordings: list[Recording], seconds: float) -> tuple[list[Recording
     most = max(1, int(seconds / lengths.mean()))
     chosen = (lively[np.linspace(0, len(lively) - 1, most).round().astype(int)] if len(lively) > most
               else np.argsort(-swing, kind="stable")[:most])
-    kept, left = list[Recording](), round(seconds * STFT.sample_rate)
-    for i, recording in enumerate(recordings):
-        places = [blocks[k][1:] for k in sorted(set(chosen.tolist())) if blocks[k][0] == i]
-        notes = recording.notes
-        while places and left > 0:
-            start, stop = places.pop(0)
-            while places and places[0][0] == stop:
-                stop = places.pop(0)[1]
-            kept.append(replace(recording, samples=recording.samples[start:min(stop, start + left)].copy(),
-                                notes=notes))
-            left, notes = left - (stop - start), ()
+    places = list[tuple[int, int, int]]()
+    for i, start, stop in (blocks[k] for k in np.unique(chosen)):
+        if places and places[-1][0] == i and places[-1][2] == start:
+            places[-1] = (i, places[-1][1], stop)
+        else:
+            places.append((i, start, stop))
+    kept, left, before = list[Recording](), round(seconds * STFT.sample_rate), -1
+    for i, start, stop in places:
+        if left > 0:
+            kept.append(replace(recordings[i], samples=recordings[i].samples[start:min(stop, start + left)].copy(),
+                                notes=recordings[i].notes if i != before else ()))
+        left, before = left - (stop - start), i
     return kept, (f"of {total / 60:.0f} minutes of recordings {seconds / 60:.0f} were used, in which most happens",)
 
 
 def _swing_db(samples: np.ndarray) -> float:
     """How far the levels of 16 ms lie apart, from the 10th to the 95th of a hundred, silence counting as -80 dBFS."""
-    frames = samples[:len(samples) // STFT.hop_length * STFT.hop_length].reshape(-1, STFT.hop_length)
-    if not len(frames):
+    power = frame_power(samples)
+    if not len(power):
         return 0.0
-    low, high = np.percentile(10 * np.log10(np.square(frames).mean(1) + 1e-8), [10, 95])
+    low, high = np.percentile(10 * np.log10(power + 1e-8), [10, 95])
     return float(high - low)
 
 

@@ -32,6 +32,10 @@ def session_options() -> onnxruntime.SessionOptions:
     return options
 
 
+def open_session(model: bytes) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+
+
 class OnnxDenoiser:
     """One session of a model file. It keeps no memory between calls, so threads and streams may share it.
 
@@ -46,8 +50,7 @@ class OnnxDenoiser:
         name = "model" if isinstance(model, bytes) else str(Path(model))
         self.model = check_seal(model) if isinstance(model, bytes) else read_model(model)
         try:
-            self._session = onnxruntime.InferenceSession(with_any_batch(self.model), session_options(),
-                                                         providers=["CPUExecutionProvider"])
+            self._session = open_session(with_any_batch(self.model))
         except Exception as error:      # the runtime has a dozen classes for this and no common one
             raise ModelFileError(f"{name}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
         self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map)

@@ -13,7 +13,7 @@ import onnxruntime
 
 from .config import MODELS
 from .model_format import read_model
-from .onnx_denoiser import session_options
+from .onnx_denoiser import open_session
 from .stft import power_spectrogram
 
 WEIGHT_EXPONENT = 2.0
@@ -47,8 +47,7 @@ class FramePredictor:
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
-        model = read_model(MODELS / "snr_predictor.onnx")
-        return onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+        return open_session(read_model(MODELS / "snr_predictor.onnx"))
 
     @property
     def calibration(self) -> dict[str, float]:

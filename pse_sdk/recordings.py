@@ -27,6 +27,7 @@ from .audio import (
 from .audio_file import NUMBERS_PER_BLOCK, AudioReader, audio_files
 from .config import STFT
 from .errors import AudioError, SettingsError
+from .stft import frame_power
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _CLIPPED_SHARE = 0.001
 _AUDIBLE_OFFSET = 0.01
 SAME_SOUND = 0.999      # squared correlation of two recordings of the same length that are one
 SAME_TAKE = 0.85        # correlation of the levels of two that are one, cut or encoded in another way; others: 0.3
-_LEVEL_HOP, _LEAST_LEVELS = 256, 600    # samples between two levels; fewer than 10 s of them may be alike by chance
+_LEAST_LEVELS = 600     # fewer than 10 s of them may be alike by chance
 _LOUD_DB = -40.0        # above it a level belongs to speech, or to a noise that is not gated away
 
 GIVEN_AGAIN = "given more than once: used once"
@@ -61,10 +62,20 @@ class Recording:
 
     @cached_property
     def levels(self) -> np.ndarray:
-        """Of every 16 ms [T // 256], in dB below the loudest, at most 60."""
-        frames = self.samples[:len(self.samples) // _LEVEL_HOP * _LEVEL_HOP].reshape(-1, _LEVEL_HOP)
-        power = np.einsum("nt,nt->n", frames, frames) + 1e-12
-        return np.asarray(10 * np.log10(np.maximum(power / power.max(initial=1e-12), 1e-6)), np.float32)
+        """Of every 16 ms [N], in dB below the loudest, at most 60."""
+        power = frame_power(self.samples)
+        return np.asarray(10 * np.log10(np.maximum(power / power.max(initial=1e-15), 1e-6)), np.float32)
+
+    @cached_property
+    def _level_spectra(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def level_spectrum(self, n_fft: int) -> np.ndarray:
+        """Transform of the levels, with mean 0 and sum of squares 1; kept, for it is compared with every other's."""
+        if n_fft not in self._level_spectra:
+            levels = self.levels - self.levels.mean()
+            self._level_spectra[n_fft] = np.fft.rfft(levels / (np.linalg.norm(levels) + 1e-6), n_fft)
+        return self._level_spectra[n_fft]
 
 
 def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 4 * 3600.0,
@@ -142,23 +153,21 @@ def _is_copy(one: Recording, other: Recording) -> bool:
             float(a @ b) ** 2 > SAME_SOUND * float(a @ a) * float(b @ b)
             for a, b in ((one.samples[::step], other.samples[::step]) for step in (61, 1))):
         return True
-    return _is_same_take(one.levels, other.levels)
+    return _is_same_take(one, other)
 
 
-def _is_same_take(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the levels [N], [M] of two recordings agree where they fit best, also where both are loud."""
-    shorter, longer = sorted((len(first), len(second)))
+def _is_same_take(first: Recording, second: Recording) -> bool:
+    """Whether the levels of two recordings agree where they fit best, also where both are loud."""
+    shorter, longer = sorted((len(first.levels), len(second.levels)))
     if shorter < _LEAST_LEVELS or shorter < 0.8 * longer:
         return False
-    n_fft = 1 << (shorter + longer).bit_length()
-    spectra = [np.fft.rfft((levels - levels.mean()) / (levels.std() * np.sqrt(len(levels)) + 1e-6), n_fft)
-               for levels in (first, second)]
-    correlation = np.fft.irfft(spectra[0] * spectra[1].conj(), n_fft)
+    n_fft = 1 << (2 * longer).bit_length()
+    correlation = np.fft.irfft(first.level_spectrum(n_fft) * second.level_spectrum(n_fft).conj(), n_fft)
     shift = int(correlation.argmax())
     if correlation[shift] < SAME_TAKE:
         return False
     shift -= n_fft if shift > n_fft // 2 else 0
-    one, other = first[max(0, shift):], second[max(0, -shift):]
+    one, other = first.levels[max(0, shift):], second.levels[max(0, -shift):]
     n_both = min(len(one), len(other))
     one, other = one[:n_both], other[:n_both]
     loud = (one > _LOUD_DB) & (other > _LOUD_DB)    # one word in silence is like any other, but for its own levels

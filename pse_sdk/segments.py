@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from .config import STFT
 from .purification import FrameAnalysis
+from .stft import frame_power, power_spectrogram
 
+LOOKED_AT_FRAMES = 8000         # the first two minutes
 PARTS = ("training", "validation", "guard")
 SHARES = (0.7, 0.15, 0.15)
 GAP_FRAMES = 31                 # half a second between parts, so that no sound is in two of them
@@ -34,6 +37,11 @@ class Stretch:
     def n_frames(self) -> int:
         return len(self.frames.speech)
 
+    @cached_property
+    def first_power(self) -> np.ndarray:
+        """Power spectra [N, F] of its first minutes, for what is said of a recording."""
+        return power_spectrogram(self.samples[:LOOKED_AT_FRAMES * STFT.hop_length])
+
     @property
     def seconds_of_speech(self) -> float:
         return float((self.frames.speech > 0.5).sum()) * STFT.hop_seconds
@@ -44,7 +52,7 @@ class Stretch:
         speech = self.frames.speech > 0.5
         if not speech.any():
             return float("nan")
-        power = np.square(self.samples).reshape(-1, STFT.hop_length).sum(1)[speech]
+        power = frame_power(self.samples)[speech]
         noise = power / (1 + 10 ** (self.frames.snr_db[speech] / 10))
         return float(10 * np.log10((power.sum() - noise.sum() + 1e-20) / (noise.sum() + 1e-20)))
 

@@ -8,6 +8,13 @@ WINDOW = np.sqrt(np.hanning(STFT.n_fft + 1)[:-1]).astype(np.float32)
 FRAMES_AT_ONCE = 4096
 
 
+def frame_power(samples: np.ndarray) -> np.ndarray:
+    """Mean square of every hop [N] of samples [T]; what does not fill one is left out."""
+    frames = samples[:len(samples) // STFT.hop_length * STFT.hop_length].reshape(-1, STFT.hop_length)
+    power: np.ndarray = np.einsum("nt,nt->n", frames, frames) / STFT.hop_length
+    return power
+
+
 def power_spectrogram(samples: np.ndarray) -> np.ndarray:
     """Energy of every bin: |rfft(window * frame)|^2.
 

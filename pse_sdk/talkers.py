@@ -5,13 +5,11 @@ from functools import cached_property
 import numpy as np
 import onnxruntime
 
-from .config import MODELS, STFT
+from .config import MODELS
 from .model_format import read_model
-from .onnx_denoiser import session_options
+from .onnx_denoiser import open_session
 from .segments import Stretch
-from .stft import power_spectrogram
 
-LOOKED_AT_FRAMES = 8000         # the first two minutes
 PIECE_FRAMES, PIECE_STEP = 192, 64      # 3.07 s, what the embeddings learnt from; a new piece every second
 LEAST_SPEECH_SHARE, FEWEST_PIECES = 0.5, 12
 FARTHEST_APART = 0.21           # of one person's pieces; see `groups_apart`
@@ -27,8 +25,7 @@ class SpeakerEmbedding:
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
-        model = read_model(MODELS / "speaker_embedding.onnx")
-        return onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+        return open_session(read_model(MODELS / "speaker_embedding.onnx"))
 
     def embed(self, power: np.ndarray) -> np.ndarray:
         """Unit vectors [K, D] of power spectra [K, N, F], as `power_spectrogram` makes them."""
@@ -48,12 +45,12 @@ def has_several_talkers(stretch: Stretch, embedding: SpeakerEmbedding) -> bool:
 
 def voices_apart(stretch: Stretch, embedding: SpeakerEmbedding) -> float:
     """`groups_apart` of the pieces of its first minutes; 0 where there is too little speech to say."""
-    speech = stretch.frames.speech[:LOOKED_AT_FRAMES] > 0.5
+    power = stretch.first_power
+    speech = stretch.frames.speech[:len(power)] > 0.5
     starts = [start for start in range(0, len(speech) - PIECE_FRAMES + 1, PIECE_STEP)
               if speech[start:start + PIECE_FRAMES].mean() >= LEAST_SPEECH_SHARE]
     if len(starts) < FEWEST_PIECES:
         return 0.0
-    power = power_spectrogram(stretch.samples[:LOOKED_AT_FRAMES * STFT.hop_length])
     pieces = np.stack([power[start:start + PIECE_FRAMES] for start in starts])
     return groups_apart(embedding.embed(pieces), np.array(starts))
 

@@ -34,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import STFT
 from ..errors import PseError, SettingsError
+from ..talkers import PIECE_FRAMES
 from . import processes
 from .corpus import load_corpus
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
@@ -105,7 +106,7 @@ SNR_PREDICTION = Task(lambda _: SnrPredictor(), predictor_loss, evaluate_predict
                       MixingConfig(length=320 * STFT.hop_length, noise_only_share=0.1))
 # two takes of a voice keep its pitch
 SPEAKER_EMBEDDING = Task(lambda _: SpeakerNetwork(), speaker_loss, evaluate_speakers,
-                         MixingConfig(length=192 * STFT.hop_length, snr_db=(0.0, 30.0), noise_only_share=0.0,
+                         MixingConfig(length=PIECE_FRAMES * STFT.hop_length, snr_db=(0.0, 30.0), noise_only_share=0.0,
                                       gap_share=0.0, max_speed_change=0.0, takes=2))
 
 

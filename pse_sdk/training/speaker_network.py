@@ -58,7 +58,7 @@ def speaker_loss(network: SpeakerNetwork, batch: Batch) -> Tensor:
     Source: Chen et al., "A Simple Framework for Contrastive Learning", ICML 2020, eq. 1.
     """
     likeness = _likeness(network, batch) / TEMPERATURE
-    return nn.functional.cross_entropy(likeness.fill_diagonal_(-torch.inf), _neighbours(len(likeness)))
+    return nn.functional.cross_entropy(likeness.fill_diagonal_(-torch.inf), torch.arange(len(likeness)) ^ 1)
 
 
 @torch.no_grad()
@@ -93,8 +93,3 @@ def _likeness(network: SpeakerNetwork, batch: Batch) -> Tensor:
     """Cosines [B, B] between the items' embeddings."""
     found = network(power(spectrogram(batch.noisy)))
     return found @ found.T
-
-
-def _neighbours(n: int) -> Tensor:
-    """The number [n] of the item beside each that holds the same speaker."""
-    return torch.arange(n) ^ 1
