@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..config import STFT
 from ..errors import ModelFileError, SettingsError
+from .filtering import filtered
 from .recurrence import gru
 
 State = dict[str, Tensor]
@@ -141,22 +142,15 @@ class Denoiser(nn.Module):
         next_state: State = {"level": next_level}
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             gains, taps = self._decide(features, state, next_state)
-        enhanced = noisy * (torch.sigmoid(gains.to(noisy.dtype)) @ self.band_spread).unsqueeze(2)
-
         n_low = config.n_filter_bins
-        taps = taps.to(noisy.dtype).view(batch, n_frames, config.n_taps, 2, n_low)
         history = torch.cat([state["past"], noisy[..., :n_low]], dim=1)
         next_state["past"] = history[:, history.shape[1] - (config.n_taps - 1):]
         if config.looks_ahead:
             ahead = config.n_taps // 2
             history = torch.nn.functional.pad(history[:, ahead:], (0, 0, 0, 0, 0, ahead))
-        low = enhanced[..., :n_low]
-        for tap in range(config.n_taps):
-            past = history[:, tap:tap + n_frames]
-            a, b = taps[:, :, tap, 0], taps[:, :, tap, 1]
-            x, y = past[:, :, 0], past[:, :, 1]
-            low = low + torch.stack([a * x - b * y, a * y + b * x], dim=2)
-        return torch.cat([low, enhanced[..., n_low:]], dim=3), next_state
+        taps = taps.to(noisy.dtype).view(batch, n_frames, config.n_taps, 2, n_low)
+        bin_gains = torch.sigmoid(gains.to(noisy.dtype)) @ self.band_spread
+        return filtered(noisy, bin_gains, taps, history), next_state
 
     def _decide(self, features: Tensor, state: State, next_state: State) -> tuple[Tensor, Tensor]:
         """Gains before their sigmoid [B, N, bands] and filter taps [B, N, ...]. Fills in `next_state`."""

@@ -5,6 +5,8 @@ the arithmetic where layers are as narrow as here. Written out, the way back tak
 for all frames for each weight.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
@@ -19,6 +21,12 @@ def gru(layer: nn.GRU, inputs: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     gates = nn.functional.linear(inputs.transpose(0, 1), layer.weight_ih_l0, layer.bias_ih_l0)     # type: ignore
     hidden = _Recurrence.apply(gates, layer.weight_hh_l0, layer.bias_hh_l0, start)
     return hidden.transpose(0, 1), hidden[-1]
+
+
+def _together(parts: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Their slices along the first axis, those of one frame together: cut all at once, for one cut costs as much as
+    the arithmetic on what it cuts."""
+    return list(zip(*(part.unbind() for part in parts), strict=True))
 
 
 class _Recurrence(torch.autograd.Function):
@@ -36,16 +44,18 @@ class _Recurrence(torch.autograd.Function):
         n_frames, batch, width = len(inputs), len(start), start.shape[1]
         gates, new = (part.clone(memory_format=torch.contiguous_format)     # both are written over
                       for part in inputs.tensor_split((2 * width,), 2))
-        recalled = torch.empty_like(new)                # what the hidden state would give to the new one
+        said = torch.empty_like(inputs, memory_format=torch.contiguous_format)  # of the state, to all three
+        said_to_gates, recalled = said.tensor_split((2 * width,), 2)
+        reset, update = gates.chunk(2, 2)
         hidden = inputs.new_empty(n_frames + 1, batch, width)
         hidden[0] = now = start
         back = weight.t().contiguous()
-        for i in range(n_frames):
-            said = torch.addmm(bias, now, back)
-            gate = gates[i].add_(said[:, :2 * width]).sigmoid_()
-            recalled[i] = said[:, 2 * width:]
-            new[i].addcmul_(gate[:, :width], recalled[i]).tanh_()
-            now = torch.lerp(new[i], now, gate[:, width:], out=hidden[i + 1])
+        frames = (said, said_to_gates, recalled, gates, reset, update, new, hidden[1:])
+        for say, to_gates, recall, gate, r, z, n, after in _together(frames):
+            torch.addmm(bias, now, back, out=say)
+            gate.add_(to_gates).sigmoid_()
+            n.addcmul_(r, recall).tanh_()
+            now = torch.lerp(n, now, z, out=after)
         ctx.save_for_backward(weight, hidden, gates, new, recalled)
         return hidden[1:]
 
@@ -59,12 +69,13 @@ class _Recurrence(torch.autograd.Function):
         effects = torch.stack([to_new * recalled * reset * (1 - reset), (hidden[:-1] - new) * update * (1 - update),
                                to_new * reset], 2)
         of_said = torch.empty_like(effects)
-        of_hidden = torch.empty_like(new)
+        of_hidden = gradient.clone(memory_format=torch.contiguous_format)
         now = torch.zeros_like(new[0])
-        for i in reversed(range(n_frames)):
-            torch.add(gradient[i], now, out=of_hidden[i])
-            torch.mul(of_hidden[i].unsqueeze(1), effects[i], out=of_said[i])
-            now = torch.addmm(of_hidden[i] * update[i], of_said[i].view(batch, -1), weight)
+        frames = (of_hidden, of_hidden.unsqueeze(2), effects, of_said, of_said.flatten(2), update)
+        for change, to_each, effect, change_of_said, as_row, z in reversed(_together(frames)):
+            change.add_(now)
+            torch.mul(to_each, effect, out=change_of_said)
+            now = torch.addmm(change * z, as_row, weight)
         rows = of_said.view(n_frames * batch, -1)
         of_inputs = torch.cat([of_said[:, :, :2].flatten(2), of_hidden * to_new], 2)
         return of_inputs, rows.t() @ hidden[:-1].flatten(0, 1), rows.sum(0), now
