@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..job import CHECKPOINT_HEADER
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram
+from .muon import Muon
 from .network import Denoiser
 from .perception import perceptual_loss
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
@@ -185,7 +186,7 @@ class _Run:
     average: Denoiser
     best: Denoiser
     best_score: float
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     curve: list[tuple[int, float]]
     n_steps: int        # that are planned; 0 before there is a plan
     step: int = 0
@@ -196,18 +197,23 @@ class _Run:
     def begin(cls, start: Denoiser, config: FitConfig, n_steps: int, validate: Callable[[Denoiser], float]) -> "_Run":
         network = copy.deepcopy(start).train()
         score = validate(start)
-        return cls(config, network, copy.deepcopy(start), copy.deepcopy(start), score,
-                   torch.optim.Adam(network.parameters(), lr=config.peak_rate), [(0, score)], n_steps)
+        matrices = [value for value in network.parameters() if value.ndim == 2]
+        vectors = [value for value in network.parameters() if value.ndim != 2]
+        optimizers = Muon(matrices, config.peak_rate), torch.optim.Adam(vectors, config.peak_rate)
+        return cls(config, network, copy.deepcopy(start), copy.deepcopy(start), score, optimizers, [(0, score)],
+                   n_steps)
 
     def learn(self, loss: Tensor, rate: float) -> bool:
         """One step; False where the loss is broken beyond repair."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self.network.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
         if bool(torch.isfinite(norm)):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         else:
             self.n_bad += 1
             if self.n_bad > MOST_BAD_STEPS:
@@ -228,7 +234,8 @@ class _Run:
 
     def save(self, checkpoint: Checkpoint, mixtures: PseudoMixtures) -> None:
         """Whole or not at all. A disk that is full costs the checkpoint, not the training."""
-        state = {"key": checkpoint.key, "mixtures": mixtures.state(), "optimizer": self.optimizer.state_dict(),
+        state = {"key": checkpoint.key, "mixtures": mixtures.state(),
+                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                  **{name: getattr(self, name).state_dict() for name in _WEIGHTS},
                  **{name: getattr(self, name) for name in _NUMBERS}}
         partial = checkpoint.path.with_name(f".{checkpoint.path.name}.partial")
@@ -254,7 +261,8 @@ class _Run:
             getattr(self, name).load_state_dict(state[name])
         for name in _NUMBERS:
             setattr(self, name, state[name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         mixtures.set_state(state["mixtures"])
 
 
