@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import STFT
 from ..report import Check
-from .fit import SNR_WEIGHT
+from .fit import DISTURBANCE_WEIGHT, SNR_WEIGHT
 from .losses import power, spectrogram, waveform
 from .mixing import active_rms
 from .network import Denoiser
@@ -151,7 +151,7 @@ def kept_level_db(clean: Tensor, enhanced: Tensor) -> float:
 
 
 def _perceptual_loss(estimate: Tensor, reference: Tensor) -> Tensor:
-    return perceptual_loss(power(spectrogram(estimate)), power(spectrogram(reference)))
+    return perceptual_loss(power(spectrogram(estimate)), power(spectrogram(reference)), DISTURBANCE_WEIGHT)
 
 
 def perceived_gains(after: Tensor, before: Tensor, reference: Tensor) -> tuple[float, float]:

@@ -61,7 +61,7 @@ _TELEPHONE = ((_frequencies() >= TELEPHONE_BAND[0]) & (_frequencies() <= TELEPHO
 _BANDS = torch.cat([_OCTAVES, _BARK, _TELEPHONE], 1)
 
 
-def perceptual_loss(estimate: Tensor, target: Tensor) -> Tensor:
+def perceptual_loss(estimate: Tensor, target: Tensor, disturbance_weight: float = DISTURBANCE_WEIGHT) -> Tensor:
     """Of each item [B], both measures together; 0 where there is no speech.
 
     To be added to a loss of the SNR: alone it lets the SI-SDR fall.
@@ -69,7 +69,7 @@ def perceptual_loss(estimate: Tensor, target: Tensor) -> Tensor:
     has_speech = target.sum((1, 2)) > TINY
     estimate_in, target_in = _in_bands(estimate), _in_bands(target)
     loss = (INTELLIGIBILITY_WEIGHT * (1 - _intelligibility(estimate_in, target_in))
-            + DISTURBANCE_WEIGHT * _disturbance(estimate_in, target_in))
+            + disturbance_weight * _disturbance(estimate_in, target_in))
     return torch.where(has_speech, loss, 0.0)
 
 
