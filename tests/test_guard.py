@@ -65,7 +65,7 @@ def better(start, material):
             return Items(material.mixture[pick], material.reference[pick], weight)
 
     torch.manual_seed(2)
-    return fit(start, Source(), lambda n: 0.0 if n is start else 1.0, seconds=60, steps=40,      # type: ignore[arg-type]
+    return fit(start, Source(), lambda n: 0.0 if n is start else 1.0, seconds=120, steps=120,      # type: ignore[arg-type]
                config=FitConfig(batch=8, most_validations=1, steps_to_validate=1)).network
 
 
