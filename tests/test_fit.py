@@ -1,9 +1,11 @@
+import io
 import time
 
 import pytest
 import torch
 
 from pse_sdk.config import STFT
+from pse_sdk.job import CHECKPOINT_HEADER
 from pse_sdk.training import fit as fit_module
 from pse_sdk.training.fit import Checkpoint, FitConfig, contrast_loss, fit, items_loss
 from pse_sdk.training.network import build_network
@@ -144,7 +146,13 @@ def test_what_was_killed_goes_on_from_its_checkpoint_as_if_it_had_not_been(start
                zip(resumed.network.parameters(), whole.network.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def of_an_earlier_version():
+    saved = io.BytesIO()
+    torch.save({"key": "key", "optimizer": {}}, saved)
+    return CHECKPOINT_HEADER + saved.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", of_an_earlier_version(), None])
 def test_a_damaged_or_impossible_checkpoint_costs_nothing_but_itself(start, held_out_loss, tmp_path, content):
     path = tmp_path / "me.checkpoint" if content is not None else tmp_path / "nowhere" / "me.checkpoint"
     if content is not None:

@@ -256,13 +256,14 @@ class _Run:
             state = torch.load(io.BytesIO(content), weights_only=True)
             if state["key"] != checkpoint.key:
                 return
+            optimizers = state["optimizers"]    # an earlier version had one
         except Exception:       # torch has no common class for what a damaged file leads to
             return
         for name in _WEIGHTS:
             getattr(self, name).load_state_dict(state[name])
         for name in _NUMBERS:
             setattr(self, name, state[name])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip(self.optimizers, optimizers, strict=True):
             optimizer.load_state_dict(saved)
         mixtures.set_state(state["mixtures"])
 
