@@ -39,6 +39,7 @@ from . import processes
 from .corpus import load_corpus
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
+from .muon import optimizers
 from .network import NETWORKS, Denoiser, build_network
 from .perception import disturbance, intelligibility, perceptual_loss
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
@@ -276,7 +277,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         _check_writable(args.out)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
     network.precision = getattr(torch, args.precision)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
+    learners = optimizers(network, args.peak_rate)
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
     settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": seconds_each,
@@ -286,7 +287,8 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         _check_settings(checkpoint, saved["settings"], settings)
         network.load_state_dict(saved["network"])
         average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(learners, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         step, seconds = saved["step"], saved["seconds"]
 
     if processes.local_rank() > 0:      # the first process of a machine decodes, the others find the cache
@@ -318,16 +320,18 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     losses, watch, since = [], Stopwatch(device), time.monotonic()
     while step < args.steps:
         watch.start_step()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.peak_rate)
+        for optimizer in learners:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args.steps, args.peak_rate)
         batch = next(mixtures)
         watch.finish("mixing")
         loss = loss_of(batch)
-        optimizer.zero_grad(set_to_none=True)
+        loss_of.zero_grad()
         loss.backward()
         watch.finish("network")
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in learners:
+            optimizer.step()
         average.update_parameters(network)
         losses.append(loss.detach())
         step += 1
@@ -348,8 +352,8 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
                 print(row, flush=True)
                 _leave(args.out, row, average.module,
                        {"network": network.state_dict(), "average": average.state_dict(),
-                        "optimizer": optimizer.state_dict(), "step": step, "seconds": time.monotonic() - started,
-                        "settings": settings})
+                        "optimizers": [optimizer.state_dict() for optimizer in learners], "step": step,
+                        "seconds": time.monotonic() - started, "settings": settings})
             losses, watch, since = [], Stopwatch(device), time.monotonic()
 
 
@@ -442,7 +446,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
             if archive.testzip() is not None:
                 raise ValueError("its checksums do not match")
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        missing = {"network", "average", "optimizer", "step", "seconds", "settings"} - set(state)
+        missing = {"network", "average", "optimizers", "step", "seconds", "settings"} - set(state)
         if missing:
             raise ValueError(f"it holds no {', '.join(sorted(missing))}")
         return dict(state)
