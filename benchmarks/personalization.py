@@ -116,7 +116,7 @@ def main() -> None:
                         help="or none; METHOD:remove trains with others='remove'")
     parser.add_argument("--budget", type=float, default=120, help="seconds for each personalization")
     parser.add_argument("--threads", type=int, default=1, help="of each personalization")
-    parser.add_argument("--jobs", type=int, default=2, help="tasks at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="tasks at the same time; each has its --threads")
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--teacher", action="store_true", help="score the teacher as well")
     parser.add_argument("--peers", nargs="+", default=[], metavar=("FILE", "NAME"), help="other people's denoisers")

@@ -375,7 +375,7 @@ def test_while_it_is_paused_training_rests_and_the_clock_stands_still(reader_rec
         return bool(rested_from) and time.monotonic() - rested_from[0] < 6
 
     began = time.monotonic()
-    mine = Enhancer.personalize(reader_recordings, size="tiny", budget_seconds=25, threads=1, paused=paused,
+    mine = Enhancer.personalize(reader_recordings[:1], size="tiny", budget_seconds=25, threads=1, paused=paused,
                                 on_progress=lambda progress: seen.append(progress))
     rests = [progress.seconds_left for progress in seen if progress.stage == "rest"]
     assert len(rests) > 10

@@ -184,7 +184,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, metavar="WEIGHTS",
                         help="weights to begin with instead of random ones, such as those of a shipped model; a run "
                              "that goes on has its own")
-    parser.add_argument("--peak-rate", type=_rate, default=2e-3)
+    parser.add_argument("--peak-rate", type=_rate, default=2e-3,
+                        help="of learning (%(default)g; 7e-4 is better to go on from trained weights)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu",
                         help="(here: %(default)s)")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
