@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..job import CHECKPOINT_HEADER
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram
-from .muon import optimizers
+from .muon import Muon
 from .network import Denoiser
 from .perception import perceptual_loss
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
@@ -198,8 +198,11 @@ class _Run:
     def begin(cls, start: Denoiser, config: FitConfig, n_steps: int, validate: Callable[[Denoiser], float]) -> "_Run":
         network = copy.deepcopy(start).train()
         score = validate(start)
-        return cls(config, network, copy.deepcopy(start), copy.deepcopy(start), score,
-                   optimizers(network, config.peak_rate), [(0, score)], n_steps)
+        matrices = [value for value in network.parameters() if value.ndim == 2]
+        vectors = [value for value in network.parameters() if value.ndim != 2]
+        optimizers = Muon(matrices, config.peak_rate), torch.optim.Adam(vectors, config.peak_rate)
+        return cls(config, network, copy.deepcopy(start), copy.deepcopy(start), score, optimizers, [(0, score)],
+                   n_steps)
 
     def learn(self, loss: Tensor, rate: float) -> bool:
         """One step; False where the loss is broken beyond repair."""

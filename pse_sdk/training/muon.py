@@ -1,4 +1,4 @@
-"""Optimizers: Muon for the matrices of narrow networks, which learn more from every step than with Adam."""
+"""An optimizer for the matrices of narrow networks, which learn more from every step than with Adam."""
 
 from collections.abc import Iterable
 
@@ -36,13 +36,6 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
                 direction = orthogonal(matrix.grad.lerp(momentum, MOMENTUM))    # a look ahead, after Nesterov
                 matrix.add_(direction, alpha=-group["lr"] * MATRIX_STEP * max(matrix.shape) ** 0.5)
-
-
-def optimizers(network: torch.nn.Module, rate: float) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the matrices of a network, Adam for everything else."""
-    matrices = [value for value in network.parameters() if value.ndim == 2]
-    others = [value for value in network.parameters() if value.ndim != 2]
-    return Muon(matrices, rate), torch.optim.Adam(others, rate)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -39,7 +39,6 @@ from . import processes
 from .corpus import load_corpus
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
-from .muon import optimizers
 from .network import NETWORKS, Denoiser, build_network
 from .perception import disturbance, intelligibility, perceptual_loss
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
@@ -184,8 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, metavar="WEIGHTS",
                         help="weights to begin with instead of random ones, such as those of a shipped model; a run "
                              "that goes on has its own")
-    parser.add_argument("--peak-rate", type=_rate, default=2e-3,
-                        help="of learning (%(default)g; 7e-4 is better to go on from trained weights)")
+    parser.add_argument("--peak-rate", type=_rate, default=2e-3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu",
                         help="(here: %(default)s)")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
@@ -278,7 +276,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         _check_writable(args.out)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
     network.precision = getattr(torch, args.precision)
-    learners = optimizers(network, args.peak_rate)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.peak_rate, weight_decay=0.01)
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
     settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": seconds_each,
@@ -288,8 +286,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         _check_settings(checkpoint, saved["settings"], settings)
         network.load_state_dict(saved["network"])
         average.load_state_dict(saved["average"])
-        for optimizer, state in zip(learners, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        optimizer.load_state_dict(saved["optimizer"])
         step, seconds = saved["step"], saved["seconds"]
 
     if processes.local_rank() > 0:      # the first process of a machine decodes, the others find the cache
@@ -321,18 +318,16 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     losses, watch, since = [], Stopwatch(device), time.monotonic()
     while step < args.steps:
         watch.start_step()
-        for optimizer in learners:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, args.steps, args.peak_rate)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.peak_rate)
         batch = next(mixtures)
         watch.finish("mixing")
         loss = loss_of(batch)
-        loss_of.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         watch.finish("network")
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for optimizer in learners:
-            optimizer.step()
+        optimizer.step()
         average.update_parameters(network)
         losses.append(loss.detach())
         step += 1
@@ -353,8 +348,8 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
                 print(row, flush=True)
                 _leave(args.out, row, average.module,
                        {"network": network.state_dict(), "average": average.state_dict(),
-                        "optimizers": [optimizer.state_dict() for optimizer in learners], "step": step,
-                        "seconds": time.monotonic() - started, "settings": settings})
+                        "optimizer": optimizer.state_dict(), "step": step, "seconds": time.monotonic() - started,
+                        "settings": settings})
             losses, watch, since = [], Stopwatch(device), time.monotonic()
 
 
@@ -447,7 +442,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
             if archive.testzip() is not None:
                 raise ValueError("its checksums do not match")
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        missing = {"network", "average", "optimizers", "step", "seconds", "settings"} - set(state)
+        missing = {"network", "average", "optimizer", "step", "seconds", "settings"} - set(state)
         if missing:
             raise ValueError(f"it holds no {', '.join(sorted(missing))}")
         return dict(state)
