@@ -1,3 +1,4 @@
+import argparse
 import copy
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from pse_sdk.config import STFT
+from pse_sdk.errors import ModelFileError
 from pse_sdk.purification import FrameAnalysis
 from pse_sdk.report import Check
 from pse_sdk.segments import Stretch
@@ -146,6 +148,37 @@ def test_a_refused_candidate_is_heard_again_nearer_to_the_start(start, better, m
     assert shares == heard
     assert (judged.accepted, judged.share) == (share is not None, share or 1.0)
     assert share_of(judged.network) == judged.share
+
+
+@pytest.mark.parametrize("exported_from, accepted_from, share", [(1, 1, 1.0), (2, 1, 0.75), (1, 2, 1.0), (2, 2, 0.5),
+                                                                 (3, 1, 0.5), (4, 1, None), (2, 9, None)])
+def test_what_cannot_be_exported_is_tried_nearer_to_the_start(start, better, monkeypatch, exported_from, accepted_from,
+                                                              share):
+    """Which attempt can be exported, and which retreat the guard accepts: all later ones too."""
+    tried, heard = [], []
+
+    def export_model(network, info):
+        tried.append(network)
+        if len(tried) < exported_from:
+            raise ModelFileError("differs by 7e-4")
+        return info.scores["held_out_gain_db"]
+
+    def judge(network, *_):
+        heard.append(network)
+        return float(len(heard)), (Check("mean_gain_db", len(heard) >= accepted_from, 1.0, 0.2, ""),)
+
+    monkeypatch.setattr(specialist, "export_model", export_model)
+    monkeypatch.setattr(specialist, "judge", judge)
+    facts = {"gain_db": 0.0, "mix": 0.7, "checks": (), "seconds_recorded": 60.0}
+    args = Job([], size="tiny"), argparse.Namespace(guard=None), start, better, facts
+    if share is None:
+        with pytest.raises(specialist.NoSpecialist, match="could not be exported .*7e-4"):
+            specialist._export(*args)
+        return
+    assert specialist._export(*args) == facts["gain_db"] == len(heard)
+    assert facts["mix"] == pytest.approx(0.7 * share, abs=1e-3)
+    for value, a, b in zip(tried[-1].parameters(), start.parameters(), better.parameters(), strict=True):
+        assert torch.allclose(value, a.lerp(b, share), atol=1e-6)
 
 
 def test_some_of_the_voices_that_are_given_only_judge():

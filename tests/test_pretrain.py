@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,17 @@ def train(corpus, out, what="tiny", steps=9, every=3, **options):
     words = [str(part) for key, value in arguments.items()
              for part in (f"--{key}", *(value if isinstance(value, tuple) else [value])) if part is not True]
     pretrain.train(pretrain.parse(words))
+
+
+def test_torchrun_passes_every_option_on(capsys):
+    """It would take what begins one of its own for an abbreviation, even behind the name of the program."""
+    from torch.distributed.run import get_args_parser
+    with pytest.raises(SystemExit):
+        pretrain.parse(["--help"])
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--nproc-per-node"}
+    assert {"--start-weights", "--data", "--steps"} < options
+    for option in options:
+        assert get_args_parser().parse_args(["-m", "program", option, "1"]).training_script_args == [option, "1"]
 
 
 def weights_of(out):
@@ -159,7 +171,7 @@ def test_a_run_begins_with_given_weights(corpus, tmp_path, checkpoint):
     begun_with = build_network("tiny")
     start = tmp_path / "start.safetensors"
     pretrain.save_weights(begun_with, start)
-    train(corpus, tmp_path / "out", steps=1, start=start, **{"peak-rate": 1e-9})
+    train(corpus, tmp_path / "out", steps=1, **{"start-weights": start, "peak-rate": 1e-9})
     weights = weights_of(tmp_path / "out")
     for name, value in begun_with.state_dict().items():
         torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
@@ -172,8 +184,8 @@ def test_weights_that_do_not_fit_are_refused(corpus, tmp_path, content):
         pretrain.save_weights(build_network(content), start)
     elif content:
         start.write_bytes(content)
-    with pytest.raises(SettingsError, match="--start .*start.safetensors cannot be used"):
-        train(corpus, tmp_path / "out", start=start)
+    with pytest.raises(SettingsError, match="--start-weights .*start.safetensors cannot be used"):
+        train(corpus, tmp_path / "out", **{"start-weights": start})
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +236,7 @@ def zeroed(content):
 def test_a_damaged_checkpoint_is_refused_and_stays(corpus, tmp_path, checkpoint, spoil):
     damaged = spoil(checkpoint.read_bytes())
     (tmp_path / "checkpoint.pt").write_bytes(damaged)
-    with pytest.raises(SettingsError, match="no checkpoint to go on from.*--start"):
+    with pytest.raises(SettingsError, match="no checkpoint to go on from.*--start-weights"):
         train(corpus, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == damaged
 

@@ -180,7 +180,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                              "speaker_embedding 3.07)")
     parser.add_argument("--snrs", type=_snr_db, nargs=2, metavar=("LOW", "HIGH"),
                         help="of the mixtures, in dB ({:g} {:g})".format(*MixingConfig.snr_db))
-    parser.add_argument("--start", type=Path, metavar="WEIGHTS",
+    parser.add_argument("--start-weights", type=Path, metavar="FILE",
                         help="weights to begin with instead of random ones, such as those of a shipped model; a run "
                              "that goes on has its own")
     parser.add_argument("--peak-rate", type=_rate, default=2e-3)
@@ -270,8 +270,8 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     rows = slice(processes.rank() * share * GROUP, (processes.rank() + 1) * share * GROUP)
 
     network = task.build(args.what).to(device)
-    if args.start is not None:
-        _load_start(network, args.start)
+    if args.start_weights is not None:
+        _load_start(network, args.start_weights)
     if processes.rank() == 0:
         _check_writable(args.out)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
@@ -372,7 +372,7 @@ def _load_start(network: torch.nn.Module, weights: Path) -> None:
     try:
         network.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise SettingsError(f"--start {weights} cannot be used here: {_line(error)}") from error
+        raise SettingsError(f"--start-weights {weights} cannot be used here: {_line(error)}") from error
 
 
 def _check_writable(out: Path) -> None:
@@ -392,7 +392,7 @@ def _check_settings(checkpoint: Path, before: dict[str, Any], now: dict[str, Any
             told = ("with other sounds than those of --data" if name == "data" else
                     f"with --{name} {_words(before[name])}, not {_words(value)}")
             raise SettingsError(f"{checkpoint} was made {told}; go on with the same, or choose another --out (and "
-                                "--start with the weights, to begin where it stands)")
+                                "--start-weights with its weights, to begin where it stands)")
 
 
 def _words(value: Any) -> str:
@@ -448,7 +448,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
         return dict(state)
     except Exception as error:      # torch has no common class for what a damaged file leads to
         raise SettingsError(f"{checkpoint} is no checkpoint to go on from: {_line(error)}; remove it to begin anew, or "
-                            "--start with the weights beside it") from error
+                            "--start-weights with those beside it") from error
 
 
 def _save(state: dict[str, Any], checkpoint: Path) -> None:

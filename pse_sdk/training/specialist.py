@@ -14,7 +14,7 @@ import torch
 
 from ..config import STFT
 from ..enhancer import Enhancer, generalist
-from ..errors import PseError
+from ..errors import ModelFileError
 from ..model_format import ModelInfo, digest_of
 from ..noise import foreign_noise, synthetic_voice
 from ..purification import FramePredictor
@@ -145,7 +145,7 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
         progress("judge", 0.92, job.seconds_left(), "comparing on held-out parts")
         candidate = choose(job, material, start, fitted, facts)
         progress("export", 0.97, job.seconds_left(), "writing the model")
-        model = _export(job, candidate, facts)
+        model = _export(job, material, start, candidate, facts)
         verdict = {"status": ACCEPTED, "advice": _advice(facts),
                    "summary": f"The specialist is {facts['gain_db']:.1f} dB better than {job.before} on "
                               "held-out parts of the recordings, and is in use."}
@@ -281,14 +281,17 @@ def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: di
     mixes = (1.0,) if job.training_method.random_start else MIXES   # between unrelated networks lies nothing of use
     mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
     mix = max(mixed, key=lambda mix: score(mixed[mix]))
-    judged = judge_retreating(mixed[mix], start, material.guard, job.seed,
-                              () if job.training_method.random_start else RETREATS)
-    facts |= {"gain_db": round(judged.gain_db, 2), "mix": round(judged.share * mix, 3), "checks": judged.checks}
+    judged = judge_retreating(mixed[mix], start, material.guard, job.seed, _retreats(job))
+    facts |= _figures(judged, judged.share * mix)
     if not judged.accepted:
         raise NoSpecialist(KEPT, "No sure gain on held-out parts of the recordings (failed: "
                                  f"{_first_few([check.meaning for check in judged.checks if not check.passed])}). "
                                  f"{job.before.capitalize()} stays in use.", _advice(facts))
     return judged.network
+
+
+def _retreats(job: Job) -> tuple[float, ...]:
+    return () if job.training_method.random_start else RETREATS
 
 
 @dataclass(frozen=True)
@@ -305,6 +308,10 @@ class Judged:
         return all(check.passed for check in self.checks)
 
 
+def _figures(judged: Judged, mix: float) -> dict[str, Any]:
+    return {"gain_db": round(judged.gain_db, 2), "mix": round(mix, 3), "checks": judged.checks}
+
+
 def judge_retreating(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int,
                      retreats: Sequence[float] = RETREATS) -> Judged:
     """The candidate; if the guard refuses it, the first of `retreats` towards it that passes; if none does, itself."""
@@ -318,16 +325,33 @@ def judge_retreating(candidate: Denoiser, start: Denoiser, material: HeldOut, se
     return judged if judged.accepted else whole
 
 
-def _export(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
+def _export(job: Job, material: Material, start: Denoiser, candidate: Denoiser, facts: dict[str, Any]) -> bytes:
+    """The model file of the candidate; where its graph cannot be trusted, of the first retreat from it that passes.
+
+    Far from the start a network may make so much of the last bit that no two programs agree on its output.
+    """
+    mix = facts["mix"]
+    for share in (1.0, *_retreats(job)):
+        network = interpolate(start, candidate, share)
+        if share < 1:
+            judged = judge_retreating(network, start, material.guard, job.seed, ())
+            if not judged.accepted:
+                continue
+            facts |= _figures(judged, mix * share)
+        try:
+            return _model_file(job, network, facts)
+        except ModelFileError as error:
+            reason = error
+    raise NoSpecialist(KEPT, f"The trained model could not be exported ({reason}). {job.before.capitalize()} stays in "
+                             "use.")
+
+
+def _model_file(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
     scores = {"held_out_gain_db": facts["gain_db"], **{check.name: round(check.value, 2) for check in facts["checks"]}}
-    try:
-        return export_model(network, ModelInfo(
-            job.size, 0, 0, 0, 0, 0, method=job.method_name, seconds_of_audio=facts["seconds_recorded"], seed=job.seed,
-            created=datetime.date.today().isoformat(), scores=scores,
-            generalist=Enhancer(size=job.size).digest if job.start is None else digest_of(job.start)))
-    except PseError as error:
-        raise NoSpecialist(KEPT, f"The trained model could not be exported ({error}). {job.before.capitalize()} stays "
-                                 "in use.") from error
+    return export_model(network, ModelInfo(
+        job.size, 0, 0, 0, 0, 0, method=job.method_name, seconds_of_audio=facts["seconds_recorded"], seed=job.seed,
+        created=datetime.date.today().isoformat(), scores=scores,
+        generalist=Enhancer(size=job.size).digest if job.start is None else digest_of(job.start)))
 
 
 def _out_of_time(job: Job) -> NoSpecialist:
