@@ -4,22 +4,37 @@ Two networks are asked, one that looks ahead and the best generalist, and their 
 different places, and the mean is nearer to the truth than either.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..config import MODELS, STFT
-from ..enhancer import Enhancer
+from ..enhancer import generalist
 from .losses import spectrogram, waveform
 from .network import Denoiser, load_network
 
-# Frames estimated at once, and how many at each inner edge are estimated twice. It learnt from 5.12 s at a time, and
-# with longer stretches it is worse.
-CHUNK, MARGIN = 320, 60
-N_AT_ONCE = 8
-BLOCK = 30 * STFT.sample_rate
 BEST_GENERALIST = "large"
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How a long recording is cut for one network, in frames."""
+
+    before: int     # that are heard first, and dropped
+    kept: int
+    after: int      # that are heard ahead, and dropped
+
+    @property
+    def whole(self) -> int:
+        return self.before + self.kept + self.after
+
+
+# The teacher learnt from 5.12 s at a time, and with longer stretches it is worse. More frames around what is kept make
+# neither estimate better.
+LOOKING_AHEAD, CAUSAL = Chunks(40, 240, 40), Chunks(125, 500, 0)
+N_AT_ONCE = 8
 
 
 def load_teacher(path: Path = MODELS / "teacher.safetensors") -> Denoiser:
@@ -39,16 +54,13 @@ class Teacher:
     """
 
     def __init__(self) -> None:
-        self._looks_ahead = load_teacher()
-        self._generalist = Enhancer(size=BEST_GENERALIST)
+        causal = load_network(BEST_GENERALIST, generalist(BEST_GENERALIST).with_suffix(".safetensors"))
+        self._networks = load_teacher(), causal
 
     def estimate(self, samples: np.ndarray) -> np.ndarray:
         """The speech [T] in samples [T] at the model's rate, time-aligned."""
-        speech = estimate_speech(self._looks_ahead, samples)
-        with self._generalist.stream(STFT.sample_rate) as stream:       # in blocks, for the sake of memory
-            blocks = [stream.process(samples[start:start + BLOCK]) for start in range(0, len(samples), BLOCK)]
-            causal = np.concatenate([*blocks, stream.flush()])[stream.delay_samples:]
-        speech += causal
+        speech, other = (estimate_speech(network, samples) for network in self._networks)
+        speech += other
         speech *= 0.5
         return speech
 
@@ -56,17 +68,18 @@ class Teacher:
 @torch.no_grad()
 def estimate_speech(network: Denoiser, samples: np.ndarray) -> np.ndarray:
     """The speech [T] in samples [T] at the model's rate, time-aligned, in chunks that overlap."""
-    hop, inner = STFT.hop_length, CHUNK - 2 * MARGIN
-    n_chunks = max(1, -(-len(samples) // (inner * hop)))
+    chunks, hop = LOOKING_AHEAD if network.config.looks_ahead else CAUSAL, STFT.hop_length
+    kept = chunks.kept * hop
+    n_chunks = max(1, -(-len(samples) // kept))
     # mirrored ends: digital silence around a noisy recording would look like its pauses
-    n_after = (n_chunks * inner + MARGIN) * hop - len(samples)
-    padded = np.pad(samples, (MARGIN * hop, n_after), mode="reflect" if len(samples) > 1 else "edge")
-    chunks = torch.from_numpy(padded).unfold(0, CHUNK * hop, inner * hop)
-    found = np.empty((len(chunks), inner * hop), np.float32)
-    for start in range(0, len(chunks), N_AT_ONCE):
-        some = chunks[start:start + N_AT_ONCE]
+    n_after = n_chunks * kept + chunks.after * hop - len(samples)
+    padded = np.pad(samples, (chunks.before * hop, n_after), mode="reflect" if len(samples) > 1 else "edge")
+    rows = torch.from_numpy(padded).unfold(0, chunks.whole * hop, kept)
+    found = np.empty((len(rows), kept), np.float32)
+    for start in range(0, len(rows), N_AT_ONCE):
+        some = rows[start:start + N_AT_ONCE]
         spectra = spectrogram(torch.nn.functional.pad(some, (0, hop)))
         estimate, _ = network(spectra, network.initial_state(len(some)))
         aligned = waveform(estimate)[:, STFT.delay:]
-        found[start:start + N_AT_ONCE] = aligned[:, MARGIN * hop:(MARGIN + inner) * hop].numpy()
+        found[start:start + N_AT_ONCE] = aligned[:, chunks.before * hop:chunks.before * hop + kept].numpy()
     return found.reshape(-1)[:len(samples)]
