@@ -49,8 +49,8 @@ def run(tmp_path, tiny_network):
     folder = tmp_path / "my first"
     folder.mkdir()
     save_weights(tiny_network, folder / "weights.safetensors")
-    torch.save({"settings": {"what": "tiny"}, "step": 7, "seconds": 1.0, "network": {}, "average": {}, "optimizer": {}},
-               folder / "checkpoint.pt")
+    torch.save({"settings": {"what": "tiny"}, "step": 7, "seconds": 1.0, "network": {}, "average": {},
+                "optimizers": []}, folder / "checkpoint.pt")
     rows = [{"step": step, "hours": step / 2, "si_sdr_improvement": 1.0} for step in (5, 7, 9)]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -3,7 +3,8 @@ from functools import partial
 import pytest
 
 torch = pytest.importorskip("torch")
-from pse_sdk.training.muon import Muon, orthogonal  # noqa: E402
+from pse_sdk.training.muon import Muon, optimizers, orthogonal  # noqa: E402
+from pse_sdk.training.network import build_network  # noqa: E402
 
 
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12), (8, 8), (1, 5)])
@@ -44,9 +45,24 @@ def test_it_goes_on_where_its_state_was_kept():
     torch.manual_seed(0)
     wanted = torch.randn(3, 3)
     weights = [torch.zeros(3, 3, requires_grad=True) for _ in range(2)]
-    optimizers = [Muon([weight], 0.01) for weight in weights]
-    whole = trained(6, weights[0], optimizers[0], wanted)
-    trained(3, weights[1], optimizers[1], wanted)
+    learners = [Muon([weight], 0.01) for weight in weights]
+    whole = trained(6, weights[0], learners[0], wanted)
+    trained(3, weights[1], learners[1], wanted)
     other = Muon([weights[1]], 0.01)
-    other.load_state_dict(optimizers[1].state_dict())
+    other.load_state_dict(learners[1].state_dict())
     assert torch.equal(trained(3, weights[1], other, wanted), whole)
+
+
+def test_weights_decay_by_the_rate_times_the_decay():
+    weights = [torch.eye(3, requires_grad=True) for _ in range(2)]
+    for weight, decay in zip(weights, (0.0, 0.5), strict=True):
+        trained(1, weight, Muon([weight], 0.01, decay), torch.zeros(3, 3))
+    torch.testing.assert_close(weights[0] - weights[1], 0.005 * torch.eye(3))
+
+
+def test_every_parameter_is_learnt_by_one_optimizer_and_matrices_by_muon():
+    network = build_network("tiny")
+    muon, adam = optimizers(network, 0.01)
+    taken = [[value for group in optimizer.param_groups for value in group["params"]] for optimizer in (muon, adam)]
+    assert {value.ndim for value in taken[0]} == {2} and {value.ndim for value in taken[1]} == {1}
+    assert sorted(map(id, taken[0] + taken[1])) == sorted(map(id, network.parameters()))

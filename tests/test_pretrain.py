@@ -136,6 +136,17 @@ def test_a_run_that_died_goes_on_to_the_same_weights(corpus, tmp_path, uninterru
     assert [(row["step"], row["loss"]) for row in rows_of(tmp_path)] == [(row["step"], row["loss"]) for row in rows]
 
 
+def test_with_muon_as_well(corpus, tmp_path, uninterrupted, dies_at):
+    train(corpus, tmp_path / "whole", optimizer="muon")
+    dies_at(5)
+    with pytest.raises(KeyboardInterrupt):
+        train(corpus, tmp_path / "parts", optimizer="muon")
+    dies_at(None)
+    train(corpus, tmp_path / "parts", optimizer="muon")
+    assert identical(weights_of(tmp_path / "parts"), weights_of(tmp_path / "whole"))
+    assert not identical(weights_of(tmp_path / "whole"), uninterrupted[0])
+
+
 def test_mixing_ahead_changes_nothing(corpus, tmp_path, uninterrupted, dies_at):
     dies_at(5)
     with pytest.raises(KeyboardInterrupt):
@@ -148,6 +159,7 @@ def test_mixing_ahead_changes_nothing(corpus, tmp_path, uninterrupted, dies_at):
 @pytest.mark.parametrize("change, told", [({"seed": 1}, "--seed 0, not 1"), ({"batch": 8}, "--batch 4, not 8"),
                                           ({"seconds": 0.64}, "--seconds 0.256, not 0.64"),
                                           ({"snrs": (0, 5)}, "--snrs -10 15, not 0 5"),
+                                          ({"optimizer": "muon"}, "--optimizer adamw, not muon"),
                                           ({"what": "snr_predictor"}, "--what tiny, not snr_predictor")])
 def test_a_run_is_not_continued_with_other_settings(corpus, tmp_path, checkpoint, change, told):
     shutil.copy(checkpoint, tmp_path)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..job import CHECKPOINT_HEADER
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram
-from .muon import Muon
+from .muon import optimizers
 from .network import Denoiser
 from .perception import perceptual_loss
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
@@ -198,11 +198,8 @@ class _Run:
     def begin(cls, start: Denoiser, config: FitConfig, n_steps: int, validate: Callable[[Denoiser], float]) -> "_Run":
         network = copy.deepcopy(start).train()
         score = validate(start)
-        matrices = [value for value in network.parameters() if value.ndim == 2]
-        vectors = [value for value in network.parameters() if value.ndim != 2]
-        optimizers = Muon(matrices, config.peak_rate), torch.optim.Adam(vectors, config.peak_rate)
-        return cls(config, network, copy.deepcopy(start), copy.deepcopy(start), score, optimizers, [(0, score)],
-                   n_steps)
+        return cls(config, network, copy.deepcopy(start), copy.deepcopy(start), score,
+                   optimizers(network, config.peak_rate), [(0, score)], n_steps)
 
     def learn(self, loss: Tensor, rate: float) -> bool:
         """One step; False where the loss is broken beyond repair."""
@@ -256,14 +253,14 @@ class _Run:
             state = torch.load(io.BytesIO(content), weights_only=True)
             if state["key"] != checkpoint.key:
                 return
-            optimizers = state["optimizers"]    # an earlier version had one
+            saved_optimizers = state["optimizers"]      # an earlier version had one
         except Exception:       # torch has no common class for what a damaged file leads to
             return
         for name in _WEIGHTS:
             getattr(self, name).load_state_dict(state[name])
         for name in _NUMBERS:
             setattr(self, name, state[name])
-        for optimizer, saved in zip(self.optimizers, optimizers, strict=True):
+        for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=True):
             optimizer.load_state_dict(saved)
         mixtures.set_state(state["mixtures"])
 

@@ -1,4 +1,4 @@
-"""An optimizer for the matrices of narrow networks, which learn more from every step than with Adam."""
+"""Optimizers: Muon for the matrices of narrow networks, which learn more from every step than with Adam."""
 
 from collections.abc import Iterable
 
@@ -21,8 +21,8 @@ class Muon(torch.optim.Optimizer):
     Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, eq. 4.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float) -> None:
-        super().__init__(matrices, {"lr": lr})
+    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:     # type: ignore[override]
@@ -35,7 +35,15 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(matrix)
                 momentum = state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
                 direction = orthogonal(matrix.grad.lerp(momentum, MOMENTUM))    # a look ahead, after Nesterov
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(direction, alpha=-group["lr"] * MATRIX_STEP * max(matrix.shape) ** 0.5)
+
+
+def optimizers(network: torch.nn.Module, rate: float, weight_decay: float = 0.0) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices of a network, Adam for everything else. Only matrices decay."""
+    matrices = [value for value in network.parameters() if value.ndim == 2]
+    others = [value for value in network.parameters() if value.ndim != 2]
+    return Muon(matrices, rate, weight_decay), torch.optim.Adam(others, rate)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
