@@ -58,7 +58,7 @@ def main() -> None:
         elif what == "speaker_embedding":
             speakers = SpeakerNetwork()
             speakers.load_state_dict(load_file(folder / "weights.safetensors"))
-            model = export_embedding(speakers, {"equal_error_rate": last["equal_error_rate"]})
+            model = export_embedding(speakers, {k: last[k] for k in ("equal_error_rate", "overlap_error_rate")})
         else:
             network = load_network(what, folder / "weights.safetensors")
             scores = {"hours_of_mixtures": last["hours"], "validation_si_sdr_improvement": last["si_sdr_improvement"]}

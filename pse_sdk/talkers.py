@@ -1,5 +1,6 @@
-"""Whether one person talks in a recording, or several who take turns."""
+"""Whether one person talks in a recording, or several, in turn or at once."""
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -12,12 +13,15 @@ from .segments import Stretch
 
 PIECE_FRAMES, PIECE_STEP = 192, 64      # 3.07 s, what the embeddings learnt from; a new piece every second
 LEAST_SPEECH_SHARE, FEWEST_PIECES = 0.5, 12
-FARTHEST_APART = 0.21           # of one person's pieces; see `groups_apart`
+FARTHEST_APART = 0.24           # of one person's pieces; see `groups_apart`
+MOST_OVERLAP = 0.5              # of one person's pieces, as a mean probability
+LEAST_SNR_DB = 3.0              # below it noise may be many voices as loud as the talker's
 N_ROUNDS = 20
 
 
 class SpeakerEmbedding:
-    """The network that ships with the package: a direction for each piece of speech, near for one person's.
+    """The network that ships with the package: a direction for each piece of speech, near for one person's, and how
+    likely two people talk in it at once.
 
     Raises:
         ModelFileError: its file is missing or damaged.
@@ -27,32 +31,38 @@ class SpeakerEmbedding:
     def _session(self) -> onnxruntime.InferenceSession:
         return open_session(read_model(MODELS / "speaker_embedding.onnx"))
 
-    def embed(self, power: np.ndarray) -> np.ndarray:
-        """Unit vectors [K, D] of power spectra [K, N, F], as `power_spectrogram` makes them."""
-        found: np.ndarray = self._session.run(["embedding"], {"power": power})[0]
-        return found
+    def embed(self, power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of power spectra [K, N, F], as `power_spectrogram` makes them: unit vectors [K, D], and probabilities [K]."""
+        found, odds = self._session.run(["embedding", "overlap"], {"power": power})
+        return found, 1 / (1 + np.exp(-odds))
 
 
-def has_several_talkers(stretch: Stretch, embedding: SpeakerEmbedding) -> bool:
-    """Whether two voices or more take turns in it, by its first minutes.
+@dataclass(frozen=True)
+class Talkers:
+    """What tells one talker from several in a recording."""
 
-    A hint: of recordings with two voices about a third is missed, those who talk at the same time always; of one
-    person's in loud noise, in several rooms or beside music a few in a hundred are taken for two's
-    (benchmarks/several_talkers.py).
-    """
-    return voices_apart(stretch, embedding) > FARTHEST_APART
+    apart: float = 0.0      # of pieces: `groups_apart`
+    overlap: float = 0.0    # mean probability that two talk in a piece at once; 0 in loud noise
+
+    @property
+    def several(self) -> bool:
+        """A hint: some recordings with two voices are missed, and of one person's in loud noise, in several rooms or
+        beside music a few in a hundred are taken for two's (benchmarks/several_talkers.py).
+        """
+        return self.apart > FARTHEST_APART or self.overlap > MOST_OVERLAP
 
 
-def voices_apart(stretch: Stretch, embedding: SpeakerEmbedding) -> float:
-    """`groups_apart` of the pieces of its first minutes; 0 where there is too little speech to say."""
+def talkers_in(stretch: Stretch, embedding: SpeakerEmbedding) -> Talkers:
+    """By its first minutes; as of one where there is too little speech to say."""
     power = stretch.first_power
     speech = stretch.frames.speech[:len(power)] > 0.5
     starts = [start for start in range(0, len(speech) - PIECE_FRAMES + 1, PIECE_STEP)
               if speech[start:start + PIECE_FRAMES].mean() >= LEAST_SPEECH_SHARE]
     if len(starts) < FEWEST_PIECES:
-        return 0.0
-    pieces = np.stack([power[start:start + PIECE_FRAMES] for start in starts])
-    return groups_apart(embedding.embed(pieces), np.array(starts))
+        return Talkers()
+    embeddings, overlap = embedding.embed(np.stack([power[start:start + PIECE_FRAMES] for start in starts]))
+    return Talkers(groups_apart(embeddings, np.array(starts)),
+                   float(overlap.mean()) if stretch.snr_db >= LEAST_SNR_DB else 0.0)
 
 
 def groups_apart(embeddings: np.ndarray, starts: np.ndarray) -> float:

@@ -436,9 +436,10 @@ def test_what_training_cannot_start_from_is_refused_early(hum, settings, words):
 
 @needs_models
 def test_recordings_of_several_talkers_are_said_to_be_such(monkeypatch, hum):
+    from pse_sdk.talkers import Talkers
     from pse_sdk.training import specialist
-    talkers = iter([True, False, True])
-    monkeypatch.setattr(specialist, "has_several_talkers", lambda stretch, embedding: next(talkers))
+    talkers = iter([Talkers(apart=1.0), Talkers(), Talkers(overlap=1.0)])
+    monkeypatch.setattr(specialist, "talkers_in", lambda stretch, embedding: next(talkers))
     facts = {}
     with pytest.raises(specialist.NoSpecialist):        # they hold no speech
         specialist.prepare(specialist.Job([hum[0][:5 * RATE]] * 3, deadline=time.time() + 60), facts)

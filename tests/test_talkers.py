@@ -10,7 +10,7 @@ from pse_sdk.config import MODELS, STFT
 from pse_sdk.errors import ModelFileError
 from pse_sdk.purification import FrameAnalysis, FramePredictor
 from pse_sdk.segments import Stretch
-from pse_sdk.talkers import FARTHEST_APART, PIECE_FRAMES, SpeakerEmbedding, groups_apart, has_several_talkers
+from pse_sdk.talkers import FARTHEST_APART, PIECE_FRAMES, SpeakerEmbedding, Talkers, groups_apart, talkers_in
 
 RATE = STFT.sample_rate
 N_PIECES = 40
@@ -47,27 +47,37 @@ def test_one_other_sentence_is_noticed_and_pieces_that_overlap_do_not_count(rng)
 
 
 class Counting:
-    """Two voices, the later pieces the second one's; counts what it was asked."""
+    """Two voices, the later pieces the second one's, or both in each piece; counts what it was asked."""
 
-    n_asked = 0
+    def __init__(self, at_once: bool) -> None:
+        self.at_once, self.n_asked = at_once, 0
 
-    def embed(self, power: np.ndarray) -> np.ndarray:
+    def embed(self, power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert power.shape[1:] == (PIECE_FRAMES, STFT.n_bins)
         self.n_asked += len(power)
-        return np.eye(2)[(np.arange(len(power)) >= len(power) // 2).astype(int)]
+        second = (np.arange(len(power)) >= len(power) // 2) & (not self.at_once)
+        return np.eye(2)[second.astype(int)], np.full(len(power), 0.9 if self.at_once else 0.1)
 
 
-def stretch(seconds: float, speech: float) -> Stretch:
+def stretch(seconds: float, speech: float, snr_db: float = 20.0) -> Stretch:
     n_frames = int(seconds / STFT.hop_seconds)
     samples = np.random.default_rng(0).standard_normal(n_frames * STFT.hop_length).astype(np.float32) * 0.1
-    return Stretch(samples, FrameAnalysis(*np.full((3, n_frames), speech)))
+    return Stretch(samples, FrameAnalysis(*np.full((2, n_frames), speech), np.full(n_frames, snr_db)))
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("seconds, speech, n_asked", [(8, 1.0, 0), (60, 0.0, 0), (30, 1.0, 27), (600, 1.0, 123)])
-def test_only_the_first_minutes_are_looked_at_if_there_is_speech_enough(seconds, speech, n_asked):
-    embedding = Counting()
-    assert has_several_talkers(stretch(seconds, speech), embedding) == (n_asked > 0)
+def test_only_the_first_minutes_are_looked_at_if_there_is_speech_enough(seconds, speech, n_asked, at_once):
+    embedding = Counting(at_once)
+    found = talkers_in(stretch(seconds, speech), embedding)
+    assert found.several == (n_asked > 0)
+    assert found == Talkers(0.0 if at_once or not n_asked else 1.0, pytest.approx((0.1, 0.9)[at_once] * (n_asked > 0)))
     assert embedding.n_asked == n_asked
+
+
+def test_in_loud_noise_nobody_is_said_to_talk_at_the_same_time():
+    assert not talkers_in(stretch(30, 1.0, snr_db=0.0), Counting(at_once=True)).several
+    assert talkers_in(stretch(30, 1.0, snr_db=0.0), Counting(at_once=False)).several
 
 
 def test_a_package_without_the_network_says_so(monkeypatch, tmp_path):
@@ -80,24 +90,31 @@ def test_a_package_without_the_network_says_so(monkeypatch, tmp_path):
 def test_the_level_of_a_recording_does_not_matter():
     power = np.random.default_rng(1).random((2, PIECE_FRAMES, STFT.n_bins), np.float32) ** 2 + 0.1
     embedding = SpeakerEmbedding()
-    np.testing.assert_allclose(embedding.embed(power), embedding.embed(power * 1e-3), atol=1e-3)
-    np.testing.assert_allclose(np.linalg.norm(embedding.embed(power), axis=1), 1, atol=1e-5)
+    (found, overlap), (softer, softer_overlap) = embedding.embed(power), embedding.embed(power * 1e-3)
+    np.testing.assert_allclose(found, softer, atol=1e-3)
+    np.testing.assert_allclose(overlap, softer_overlap, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert ((overlap > 0) & (overlap < 1)).all()
 
 
 @pytest.mark.skipif(not DATA, reason="needs the audio that PSE_DATA names")
-def test_two_readers_who_take_turns_are_noticed_and_one_is_not(rng):
+def test_two_readers_are_noticed_in_turn_and_at_once_and_one_is_not(rng):
     readers = []
     for folder in sorted((Path(DATA) / "speech" / "users").iterdir()):
         clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(folder.iterdir())[:12]]
         readers.append([clip / np.sqrt(np.mean(np.square(clip))) * 0.05 for clip in clips])
     embedding, predictor = SpeakerEmbedding(), FramePredictor()
 
-    def noticed(sentences: list[np.ndarray]) -> bool:
+    def noticed(sentences: list[np.ndarray], second: list[np.ndarray] | None = None) -> bool:
         speech = np.concatenate(sentences)[:80 * RATE]
+        if second is not None:
+            speech = speech + np.resize(np.concatenate(second), len(speech))
         samples = (speech + 0.01 * rng.standard_normal(len(speech))).astype(np.float32)[:len(speech) // 256 * 256]
-        return has_several_talkers(Stretch(samples, predictor.analyse(samples)), embedding)
+        return talkers_in(Stretch(samples, predictor.analyse(samples)), embedding).several
 
     alone = [noticed(clips) for clips in readers]
+    others = readers[1:] + readers[:1]
     turns = [noticed([clip for both in zip(one, other, strict=False) for clip in both])
-             for one, other in zip(readers, readers[1:] + readers[:1], strict=True)]
-    assert sum(alone) == 0 and sum(turns) >= len(readers) - 3
+             for one, other in zip(readers, others, strict=True)]
+    at_once = [noticed(one, other) for one, other in zip(readers, others, strict=True)]
+    assert sum(alone) == 0 and sum(turns) >= len(readers) - 3 and sum(at_once) >= len(readers) - 2

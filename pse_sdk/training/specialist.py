@@ -21,7 +21,7 @@ from ..purification import FramePredictor
 from ..remarks import NARROW_BAND_HZ, holds_music, is_narrow
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Check, Report
 from ..segments import Stretch, harvest_pauses, split
-from ..talkers import SpeakerEmbedding, has_several_talkers
+from ..talkers import SpeakerEmbedding, talkers_in
 from .corpus import Bank
 from .fit import Checkpoint, Fit, FitConfig, fit
 from .graph import network_of
@@ -184,10 +184,9 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
         note += (f"{musical} of {len(stretches)} recordings hold music or tones like it: what is sung there may be "
                  "taken for the user's speech",)
     embedding = SpeakerEmbedding()
-    crowded = sum(has_several_talkers(stretch, embedding) for stretch in stretches)
+    crowded = sum(talkers_in(stretch, embedding).several for stretch in stretches)
     if crowded:
-        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers who take turns: every voice "
-                 "in them is kept",)
+        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers: every voice in them is kept",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
