@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+from filelock import FileLock
 
 from pse_sdk.config import STFT
 from pse_sdk.errors import SettingsError
@@ -165,7 +166,7 @@ def test_a_run_is_not_continued_with_other_settings(corpus, tmp_path, checkpoint
     shutil.copy(checkpoint, tmp_path)
     with pytest.raises(SettingsError, match=told):
         train(corpus, tmp_path, **change)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["checkpoint.pt"]
 
 
 def test_a_run_may_become_longer_and_change_its_precision(corpus, tmp_path, checkpoint):
@@ -305,7 +306,7 @@ def test_a_disk_that_is_full_is_said_in_one_line(corpus, tmp_path, monkeypatch, 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(SettingsError, match="could not be written to: unexpected pos 64 vs 0"):
         train(corpus, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl", "weights.safetensors"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["checkpoint.pt", "log.jsonl", "weights.safetensors"]
     assert (tmp_path / "checkpoint.pt").read_bytes() == checkpoint.read_bytes()
 
 
@@ -314,6 +315,13 @@ def test_a_folder_that_cannot_be_written_is_refused(corpus, tmp_path, out):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="nothing can be written there"):
         train(corpus, tmp_path / out)
+
+
+def test_two_runs_into_one_folder_are_refused(corpus, tmp_path):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(SettingsError, match="another run"):
+        train(corpus, tmp_path / "out")
+    train(corpus, tmp_path / "out")
+    assert (tmp_path / "out" / "weights.safetensors").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

@@ -21,12 +21,14 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -253,11 +255,11 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)
-    with processes.joined(device):
-        _train(args, device)
+    with processes.joined(device), ExitStack() as locks:
+        _train(args, device, locks)
 
 
-def _train(args: argparse.Namespace, device: torch.device) -> None:
+def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> None:
     tasks = {"snr_predictor": SNR_PREDICTION, "speaker_embedding": SPEAKER_EMBEDDING}
     task = tasks.get(args.what, DENOISING)
     if args.seconds is not None:
@@ -278,6 +280,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         _load_start(network, args.start_weights)
     if processes.rank() == 0:
         _check_writable(args.out)
+        locks.enter_context(_lock(args.out))
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged)
     network.precision = getattr(torch, args.precision)
     learners: tuple[torch.optim.Optimizer, ...] = (
@@ -390,6 +393,14 @@ def _check_writable(out: Path) -> None:
             pass
     except OSError as error:
         raise SettingsError(f"--out {out}: nothing can be written there: {error.strerror}") from error
+
+
+def _lock(out: Path) -> AcquireReturnProxy[FileLock]:
+    """Held while a run writes to `out`: a second one would go on from the same checkpoint, and each undo the other."""
+    try:
+        return FileLock(out / ".lock").acquire(blocking=False)
+    except Timeout as error:
+        raise SettingsError(f"--out {out}: another run writes there now; wait for it, or choose another") from error
 
 
 def _check_settings(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
