@@ -1,5 +1,6 @@
 """Personalization as the calling process sees it: a job folder, a child process, a result. torch stays in the child."""
 
+import glob
 import importlib.util
 import json
 import os
@@ -32,7 +33,7 @@ from .errors import (
     SettingsError,
 )
 from .model_format import read_model
-from .recordings import Recording, Source, read_recordings
+from .recordings import SHORTEST_SECONDS, Recording, Source, is_copy, read_recordings
 from .report import Report
 from .stft import frame_power
 
@@ -104,31 +105,42 @@ def run_job(
         if checkpoint.exists() and checkpoint.stat().st_size and not _is_checkpoint(checkpoint):
             raise SettingsError(f"checkpoint {checkpoint}: is there already, and no checkpoint; name another file")
     settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
-    deadline = settings["deadline"] = time.time() + settings["budget_seconds"]
+    deadline = settings["deadline"] = time.monotonic() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
-    read, cut = at_most(read_recordings(recordings, max_seconds=LONGEST_SECONDS),
-                        most_seconds(others, settings["budget_seconds"]))
+    read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
     given, foreign, talkers = (_read_others(source, name) for name, source in (
         ("clean", clean), ("noise", noise), ("voices", voices)))
-    estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
-    settings["notes"] = [*cut, *(f"{kind} {i + 1}: {note}" for kind, sounds in (
+    settings["notes"] = [f"{kind} {i + 1}: {note}" for kind, sounds in (
         ("recording", read), ("clean recording", given), ("noise", foreign), ("recording of voices", talkers))
-        for i, sound in enumerate(sounds) for note in sound.notes)]
+        for i, sound in enumerate(sounds) for note in sound.notes]
+    read, twice = _without(read, given)
+    read, cut = at_most(read, most_seconds(others, settings["budget_seconds"]))
+    settings["notes"] += [*twice, *cut]
+    estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
     _remove_abandoned()
     folder, in_use = _new_folder()
     try:
         _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign, "voice": talkers,
-                                      "estimate": estimates})
-        if start is not None:
-            (folder / "start.onnx").write_bytes(start)
+                                      "estimate": estimates}, start)
         _run_child(folder, settings, deadline, on_progress, paused)
-        if checkpoint is not None and _is_checkpoint(checkpoint):
-            checkpoint.unlink()
         report = Report.from_json((folder / "report.json").read_text())
-        return (read_model(folder / "model.onnx") if report.accepted else None), report
+        model = read_model(folder / "model.onnx") if report.accepted else None
+        if checkpoint is not None and report.n_steps and _is_checkpoint(checkpoint):
+            with suppress(OSError):
+                checkpoint.unlink()
+        return model, report
     finally:
         in_use.close()
         shutil.rmtree(folder, ignore_errors=True)
+        if checkpoint is not None:
+            _remove_partial(checkpoint)
+
+
+def _remove_partial(checkpoint: Path) -> None:
+    """What a child that was killed while it saved has left."""
+    for path in checkpoint.parent.glob(f".{glob.escape(checkpoint.name)}.*.partial"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -149,6 +161,13 @@ def _read_others(source: Source | Sequence[Source] | None, name: str) -> list[Re
         raise AudioError(f"{name}: {error}") from error
 
 
+def _without(recordings: list[Recording], clean: list[Recording]) -> tuple[list[Recording], tuple[str, ...]]:
+    """The recordings that are not among the clean ones, and a note: a sound must not be in two parts."""
+    kept = [recording for recording in recordings if not any(is_copy(other, recording) for other in clean)]
+    n_left = len(recordings) - len(kept)
+    return kept, (f"{n_left} of {len(recordings)} recordings are given as clean, too: used as that",) if n_left else ()
+
+
 def most_seconds(others: str, budget_seconds: float) -> float:
     """Of recordings that are learnt from: the teacher has to hear them all before training starts."""
     return min(MOST_SECONDS[others], max(LEAST_OF_MANY_SECONDS, RECORDED_PER_BUDGET * budget_seconds))
@@ -166,24 +185,38 @@ def at_most(recordings: list[Recording], seconds: float) -> tuple[list[Recording
     blocks = [(i, start, min(start + _BLOCK, len(recording.samples)))
               for i, recording in enumerate(recordings) for start in range(0, len(recording.samples), _BLOCK)]
     swing = np.array([_swing_db(recordings[i].samples[start:stop]) for i, start, stop in blocks])
-    lively = np.flatnonzero(swing > LEAST_SWING_DB)
     lengths = np.array([stop - start for _, start, stop in blocks]) / STFT.sample_rate
-    most = max(1, int(seconds / lengths.mean()))
-    chosen = (lively[np.linspace(0, len(lively) - 1, most).round().astype(int)] if len(lively) > most
-              else np.argsort(-swing, kind="stable")[:most])
+    lively = swing > LEAST_SWING_DB
+    if lengths[lively].sum() > seconds:
+        chosen = _evenly(lengths, lively, seconds)
+    else:
+        order = np.argsort(-swing, kind="stable")
+        chosen = np.sort(order[np.cumsum(lengths[order]) - lengths[order] < seconds])
     places = list[tuple[int, int, int]]()
-    for i, start, stop in (blocks[k] for k in np.unique(chosen)):
+    for i, start, stop in (blocks[k] for k in chosen):
         if places and places[-1][0] == i and places[-1][2] == start:
             places[-1] = (i, places[-1][1], stop)
         else:
             places.append((i, start, stop))
-    kept, left, before = list[Recording](), round(seconds * STFT.sample_rate), -1
+    kept, left = list[Recording](), round(seconds * STFT.sample_rate)
     for i, start, stop in places:
-        if left > 0:
-            kept.append(replace(recordings[i], samples=recordings[i].samples[start:min(stop, start + left)].copy(),
-                                notes=recordings[i].notes if i != before else ()))
-        left, before = left - (stop - start), i
-    return kept, (f"of {total / 60:.0f} minutes of recordings {seconds / 60:.0f} were used, in which most happens",)
+        samples = recordings[i].samples[start:min(stop, start + left)]
+        if len(samples) >= min(SHORTEST_SECONDS * STFT.sample_rate, stop - start):
+            kept.append(replace(recordings[i], samples=samples.copy()))
+            left -= len(samples)
+    used = sum(recording.seconds for recording in kept)
+    return kept, (f"of {total / 60:.0f} minutes of recordings {used / 60:.0f} were used, in which most happens",)
+
+
+def _evenly(lengths: np.ndarray, lively: np.ndarray, seconds: float) -> np.ndarray:
+    """Which of the lively blocks to take, so that everywhere the same share of their time is."""
+    share, passed, taken, chosen = seconds / lengths[lively].sum(), 0.0, 0.0, list[int]()
+    for k in np.flatnonzero(lively):
+        passed += lengths[k]
+        if taken + lengths[k] / 2 <= share * passed:
+            chosen.append(int(k))
+            taken += lengths[k]
+    return np.array(chosen)
 
 
 def _swing_db(samples: np.ndarray) -> float:
@@ -217,6 +250,9 @@ def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: 
         "steps": None if steps is None else as_whole_number(steps, "steps", 1, 10**6),
         "seed": as_whole_number(seed, "seed", 0, 2**31 - 1),
     }
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise MissingDependencyError("personalizing starts a Python of its own, and a packed application has none; "
+                                     "personalize in a plain installation, and ship the model file")
     missing = [name for name in ("torch", "onnx", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"personalizing needs {' and '.join(missing)}: pip install 'pse_sdk[train]'")
@@ -228,12 +264,12 @@ def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Rec
     """What the caller's own teacher takes for the speech in each recording."""
     found = []
     for i, recording in enumerate(recordings):
-        _tell(on_progress, Progress("teach", 0.0, max(0.0, deadline - time.time()),
+        _tell(on_progress, Progress("teach", 0.0, max(0.0, deadline - time.monotonic()),
                                     f"asking the teacher, recording {i + 1} of {len(recordings)}"))
         answer = teacher(recording.samples.copy())
         try:
             given = np.asarray(answer)
-        except ValueError as error:
+        except (TypeError, ValueError, RuntimeError) as error:      # the last of a tensor that torch still follows
             raise SettingsError(f"teacher: expected as many finite floats as it was given, {recording.samples.shape}, "
                                 f"and got what is no array ({error})") from error
         with np.errstate(over="ignore"):
@@ -248,7 +284,7 @@ def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Rec
 def _new_folder() -> tuple[Path, IO[bytes]]:
     """For a job, and the file in it that says that it is in use, open and locked."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))       # mode 0700: nobody else reads the samples
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX)).absolute()    # mode 0700: nobody else reads it
         in_use = (folder / f"{IN_USE}.new").open("wb")
         if fcntl is not None:
             fcntl.flock(in_use, fcntl.LOCK_EX)
@@ -268,16 +304,22 @@ def _remove_abandoned() -> None:
     except OSError:
         return
     for path in found:
-        with suppress(OSError), path.open("rb") as in_use:
-            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)      # fails while its process lives
-            shutil.rmtree(path.parent, ignore_errors=True)
+        with suppress(OSError):
+            if not path.is_file() or path.stat().st_uid != os.getuid():     # opening a pipe waits for its other end
+                continue
+            with path.open("rb") as in_use:
+                fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)      # fails while its process lives
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def _write_job(folder: Path, settings: dict[str, Any], sounds: dict[str, list[Recording]]) -> None:
+def _write_job(folder: Path, settings: dict[str, Any], sounds: dict[str, list[Recording]],
+               start: bytes | None) -> None:
     try:
         for kind, clips in sounds.items():
             for i, clip in enumerate(clips):
                 np.save(folder / f"{kind}-{i:05d}.npy", clip.samples)
+        if start is not None:
+            (folder / "start.onnx").write_bytes(start)
         (folder / "job.json").write_text(json.dumps(settings))
     except OSError as error:
         raise PersonalizationError(f"the recordings cannot be written below {folder.parent} ({error}); free some space "
@@ -293,34 +335,41 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
     """
     threads = str(settings["threads"])
     environment = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    package_root = str(Path(__file__).parent.parent)
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")      # or torch leaves a folder beside ours
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
-    with (folder / "errors.txt").open("wb") as errors:
-        child = subprocess.Popen([sys.executable, "-m", "pse_sdk.training", str(folder)], stdout=subprocess.PIPE,
-                                 stderr=errors, stdin=subprocess.DEVNULL, env=environment)
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).absolute().parent.parent),
+                                                 *map(os.path.abspath, given)])
+    try:
+        with (folder / "errors.txt").open("wb") as errors:
+            # not in the caller's folder: `-m` would import what lies there before what is installed
+            child = subprocess.Popen([sys.executable, "-m", "pse_sdk.training", str(folder)], stdout=subprocess.PIPE,
+                                     stderr=errors, stdin=subprocess.DEVNULL, env=environment, cwd=folder)
+    except OSError as error:
+        raise PersonalizationError(f"the training process cannot be started ({error}); the model in use is unchanged"
+                                   ) from error
     ended, overtime, seconds_rested = threading.Event(), threading.Event(), 0.0
 
     def watch() -> None:
         while not ended.wait(1.0):
-            if time.time() > deadline + seconds_rested + OVERTIME_SECONDS:
+            if time.monotonic() > deadline + seconds_rested + OVERTIME_SECONDS:
                 overtime.set()
                 child.kill()
 
     threading.Thread(target=watch, daemon=True).start()
-    rest, asked = folder / REST, time.time()
+    rest, asked = folder / REST, time.monotonic()
     refused = ""
     try:
         assert child.stdout is not None
         for line in child.stdout:
-            message = json.loads(line)
+            message = _message(line)
             if "error" in message:
                 refused = message["error"]
+            if "stage" not in message:
                 continue
             _tell(on_progress, Progress(**message))
             if message["stage"] == "rest":
-                seconds_rested += time.time() - asked
-            asked = time.time()
+                seconds_rested += time.monotonic() - asked
+            asked = time.monotonic()
             if paused is not None and paused():
                 rest.touch()
             else:
@@ -341,6 +390,15 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
         last = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise PersonalizationError(f"the training process ended with code {child.returncode} ({last[0][:300]}); "
                                    "the model in use is unchanged, try again or with fewer recordings")
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """What the child says in a line; nothing, if some library printed it there."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _tell(on_progress: Callable[[Progress], object] | None, progress: Progress) -> None:

@@ -184,7 +184,7 @@ def listen(
                 session.check()
                 if devices.gone():
                     devices.reopen(control.wait)
-                    session.reopened += 1
+                    session.reopened += not control.wait(0)
                 if files is not None:
                     files.write()
                 if on_status is not None:

@@ -74,7 +74,7 @@ class OpenDevices:
                    for kind, stream in self._streams.items())
 
     def reopen(self, wait: Callable[[float], bool]) -> None:
-        """Close what is left and try, with growing pauses, to open the devices of the same names.
+        """Close what is left and, while they are needed, try with growing pauses to open the devices of the same names.
 
         Args:
             wait: waits up to so many seconds; True if nobody needs the devices any more.
@@ -112,7 +112,10 @@ class OpenDevices:
                 return
             except DeviceError as error:
                 log.debug("not yet: %s", error)
-                if wait(pause) or time.monotonic() > deadline:
+                if wait(pause):         # nobody wants them back
+                    outcome.put(None)
+                    return
+                if time.monotonic() > deadline:
                     outcome.put(error)
                     return
                 pause = min(2 * pause, 1.0)

@@ -134,7 +134,7 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
         except AudioError as error:
             leave_out(error)
             continue
-        first = next((i for i, other in enumerate(recordings) if _is_copy(other, recording)), None)
+        first = next((i for i, other in enumerate(recordings) if is_copy(other, recording)), None)
         if first is None:
             recordings.append(recording)
         elif GIVEN_AGAIN not in recordings[first].notes:
@@ -147,7 +147,7 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
     return [*others, replace(last, notes=(*last.notes, *remarks))]
 
 
-def _is_copy(one: Recording, other: Recording) -> bool:
+def is_copy(one: Recording, other: Recording) -> bool:
     """Whether they hold the same sound, be it louder or softer, or the same take, cut or encoded in another way."""
     if len(one.samples) == len(other.samples) and all(     # a few samples tell most that do not
             float(a @ b) ** 2 > SAME_SOUND * float(a @ a) * float(b @ b)

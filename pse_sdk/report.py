@@ -1,7 +1,7 @@
 """What personalization did, in numbers and in words."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 Status = str
@@ -48,7 +48,6 @@ class Report:
     notes: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     """What the user could do next."""
-    scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:

@@ -104,11 +104,7 @@ def harvest_pauses(stretches: Sequence[Stretch]) -> list[np.ndarray]:
     """The noise [T] of each stretch: its pauses, joined with short cross-fades. Stretches without pauses give none."""
     found = []
     for stretch in stretches:
-        quiet = stretch.frames.speech < PAUSE_PROBABILITY
-        # a pause starts and ends a collar away from speech
-        kernel = np.ones(2 * PAUSE_COLLAR + 1)
-        near_speech = np.convolve(np.pad(~quiet, PAUSE_COLLAR), kernel, mode="valid") > 0.5
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], (~near_speech).astype(int), [0]])))
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], pauses(stretch.frames).astype(int), [0]])))
         pieces = [stretch.samples[a * STFT.hop_length:b * STFT.hop_length]
                   for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a >= SHORTEST_PAUSE]
         if pieces and max(float(np.abs(piece).max()) for piece in pieces) > 1e-5:

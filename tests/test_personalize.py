@@ -285,7 +285,11 @@ def test_of_hours_of_speech_minutes_are_used_from_everywhere():
     recordings = [Recording(minutes(1, 5.0, rng), str(i)) for i in range(20)]
     kept, _ = job.at_most(recordings, 300)
     assert [recording.seconds for recording in kept] == [60.0] * 5
-    assert {kept[0].name, kept[-1].name} == {"0", "19"}
+    assert [int(recording.name) for recording in kept] == [1, 5, 9, 13, 17]
+    messages = [Recording(minutes(1, 5.0, rng)[:3 * RATE], str(i)) for i in range(300)]
+    kept, [note] = job.at_most([Recording(minutes(30, 0.0, rng), "steady"), *messages], 600)
+    assert sum(recording.seconds for recording in kept) == 600 and "of 45 minutes of recordings 10 were used" in note
+    assert {kept[0].name, kept[-1].name} <= {"0", "1", "298", "299"}
     long = Recording(minutes(20, 5.0, rng), "long")
     assert sum(recording.seconds for recording in job.at_most([long], 290)[0]) <= 290
     silent = Recording(np.zeros(3000 * RATE, np.float32), "silent")

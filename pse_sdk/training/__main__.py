@@ -67,12 +67,12 @@ def main() -> int:
             _abandon(folder)
 
     def progress(stage: str, done: float, _: float, message: str) -> None:
-        began = time.time()
+        began = time.monotonic()
         while (folder / REST).exists():
             say("rest", done, "resting")
             time.sleep(SAY_SECONDS)
-            job.clock.seconds_rested += time.time() - began
-            began = time.time()
+            job.clock.seconds_rested += time.monotonic() - began
+            began = time.monotonic()
         if time.monotonic() - last[0] > SAY_SECONDS or stage != "train":
             say(stage, done, message)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import ModelFileError
 from ..job import CHECKPOINT_HEADER
+from ..model_format import write_whole
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram
 from .muon import optimizers
 from .network import Denoiser
@@ -236,15 +238,10 @@ class _Run:
                  "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                  **{name: getattr(self, name).state_dict() for name in _WEIGHTS},
                  **{name: getattr(self, name) for name in _NUMBERS}}
-        partial = checkpoint.path.with_name(f".{checkpoint.path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(CHECKPOINT_HEADER)
-                torch.save(state, file)
-            partial.replace(checkpoint.path)
-        except (OSError, RuntimeError):
-            with suppress(OSError):
-                partial.unlink()
+        content = io.BytesIO()
+        torch.save(state, content)
+        with suppress(ModelFileError):
+            write_whole(checkpoint.path, CHECKPOINT_HEADER + content.getvalue())
 
     def load(self, checkpoint: Checkpoint, mixtures: PseudoMixtures) -> None:
         """Go on where the checkpoint was saved, if it is there, whole, and of this training."""

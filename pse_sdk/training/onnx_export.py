@@ -75,7 +75,7 @@ def export_model(network: Denoiser, info: ModelInfo, *, half: bool = True) -> by
     error = parity_error(denoiser, OnnxDenoiser(sealed))
     if not error <= PARITY_TOLERANCE:
         limit = max(PARITY_TOLERANCE, ROUNDING_TIMES * rounding_error(denoiser))
-        if not error <= limit:
+        if not np.isfinite(error) or not error <= limit:
             raise ModelFileError(f"the exported graph differs from the network by {error:.1e} (at most {limit:.0e}); "
                                  "nothing was written, install the versions in constraints.txt")
     return sealed

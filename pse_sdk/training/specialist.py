@@ -55,7 +55,7 @@ class WorkClock:
     seconds_rested: float = 0.0
 
     def now(self) -> float:
-        return time.time() - self.seconds_rested
+        return time.monotonic() - self.seconds_rested
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ class NoSpecialist(Exception):
 
 def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes | None, Report]:
     """The model file of the specialist, or None where the start model stays, and the report."""
-    began = time.time()
+    began = time.monotonic()
     torch.manual_seed(job.seed)
     facts: dict[str, Any] = {"method": job.method_name, "size": job.size, "others": job.others}
     verdict: dict[str, Any]
     model = None
     try:
-        material = prepare(job, facts, progress)
         start = load_generalist(job.size) if job.start is None else network_of(job.start, job.size)
+        material = prepare(job, facts, progress)
         fitted = train(job, material, start, facts, progress)
         progress("judge", 0.92, job.seconds_left(), "comparing on held-out parts")
         candidate = choose(job, material, start, fitted, facts)
@@ -149,11 +149,11 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
         verdict = {"status": ACCEPTED, "advice": _advice(facts),
                    "summary": f"The specialist is {facts['gain_db']:.1f} dB better than {job.before} on "
                               "held-out parts of the recordings, and is in use."}
-        progress("done", 1.0, 0.0, "done")
     except NoSpecialist as reason:
         verdict = reason.verdict
+    progress("done", 1.0, 0.0, "done")
     spent = job.budget_seconds - job.seconds_left()     # the caller's clock runs since before this process began
-    return model, Report(**facts, **verdict, seconds_spent=round(spent if spent > 0 else time.time() - began, 1))
+    return model, Report(**facts, **verdict, seconds_spent=round(spent if spent > 0 else time.monotonic() - began, 1))
 
 
 def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: None) -> Material:
@@ -162,12 +162,12 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     Raises:
         NoSpecialist: too little speech, in all or in one part, or no time left.
     """
-    progress("analyse", 0.0, job.seconds_left(), "judging the recordings")
     predictor, note = FramePredictor(), tuple[str, ...]()
     stretches = []
     for i, samples in enumerate(job.recordings):
         if job.seconds_left() < FINISH_SECONDS:
             raise _out_of_time(job)
+        progress("analyse", 0.05 * i / len(job.recordings), job.seconds_left(), "judging the recordings")
         stretches.append(_stretch(samples, predictor, job.estimates[i] if job.estimates else None))
     given = [_stretch(samples, predictor) for samples in job.clean]
     clean = [stretch for stretch in given if stretch.snr_db >= LEAST_CLEAN_SNR_DB]
@@ -187,7 +187,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     crowded = sum(talkers_in(stretch, embedding).several for stretch in stretches)
     if crowded:
         note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers: every voice in them is kept",)
-    speech_seconds = sum(stretch.seconds_of_speech for stretch in stretches)
+    speech_seconds = sum(stretch.seconds_of_speech for stretch in [*stretches, *clean])
     snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
     facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
               "seconds_recorded": round(seconds_of(job.recordings), 1),
@@ -204,13 +204,13 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
                            f"of what was given as clean is. {job.before.capitalize()} stays in use.",
                            ["record a few seconds close to the microphone in a quiet room"])
     parts = split(stretches)
-    progress("teach", 0.05, job.seconds_left(), "estimating the speech in the recordings")
     teacher = Teacher()
     pairs: dict[str, list[Pair]] = {name: [] for name in parts}
     for name, part in parts.items():
         for stretch in part:
             if job.seconds_left() < FINISH_SECONDS:
                 raise _out_of_time(job)
+            progress("teach", 0.05, job.seconds_left(), "estimating the speech in the recordings")
             speech = teacher.estimate(stretch.samples) if stretch.estimate is None else stretch.estimate
             pairs[name].append(Pair(stretch, speech))
     pairs_of_clean = {name: [Pair.of_clean(stretch) for stretch in part] for name, part in split(clean).items()}
@@ -231,12 +231,15 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
         judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], most_segments=12,
                                 seed=job.seed + i)
+    too_little = NoSpecialist(
+        INSUFFICIENT_DATA, "There is too little speech in one piece to train on one part of the recordings and to "
+        f"judge on another. {job.before.capitalize()} stays in use.",
+        ["record stretches of half a minute or more of plain speech", *_advice(facts)])
+    if not any(pair.stretch.n_frames >= SEGMENT_FRAMES for pair in pairs["training"]):
+        raise too_little
     mixtures = PseudoMixtures(pairs["training"], noises, job.training_method, job.seed, voices["training"])
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
-        raise NoSpecialist(
-            INSUFFICIENT_DATA, "There is too little speech in one piece to train on one part of the recordings and to "
-            f"judge on another. {job.before.capitalize()} stays in use.",
-            ["record stretches of half a minute or more of plain speech", *_advice(facts)])
+        raise too_little
     return Material(mixtures, judged["validation"], judged["guard"])
 
 
@@ -348,7 +351,8 @@ def _export(job: Job, material: Material, start: Denoiser, candidate: Denoiser, 
 def _model_file(job: Job, network: Denoiser, facts: dict[str, Any]) -> bytes:
     scores = {"held_out_gain_db": facts["gain_db"], **{check.name: round(check.value, 2) for check in facts["checks"]}}
     return export_model(network, ModelInfo(
-        job.size, 0, 0, 0, 0, 0, method=job.method_name, seconds_of_audio=facts["seconds_recorded"], seed=job.seed,
+        job.size, 0, 0, 0, 0, 0, method=job.method_name, seed=job.seed,
+        seconds_of_audio=round(seconds_of([*job.recordings, *job.clean]), 1),
         created=datetime.date.today().isoformat(), scores=scores,
         generalist=Enhancer(size=job.size).digest if job.start is None else digest_of(job.start)))
 
@@ -419,7 +423,8 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
     if any("several talkers" in note for note in facts["notes"]):
         advice.append("record one person alone: a specialist keeps every voice that it learnt from")
-    if any("clipped" in note for note in facts["notes"]):
+    if any("clipped" in note and note.startswith(("recording ", "clean recording ")) for note in facts["notes"]
+           if not note.startswith("recording of voices")):
         advice.append("record anew with the input level turned down: clipped speech is learnt as it is")
     elif facts["snr_db"] is not None and facts["snr_db"] < 5:
         advice.append("the recordings are very noisy; a few from closer to the microphone would help")
