@@ -398,6 +398,19 @@ def test_a_device_that_goes_away_for_good_ends_in_an_error_soon(system):
     assert time.monotonic() - began < 10
 
 
+def test_stopping_while_a_device_is_away_ends_well(system):
+    control = live.Control()
+
+    def on_status(status):
+        if status.seconds > 0.5 and not system.dead.is_set():
+            system.dead.set()
+            system.opens = False
+            threading.Timer(1.0, control.stop).start()
+
+    status = live.listen(Delay(), control=control, on_status=on_status)
+    assert status.reopened == 0 and status.seconds < 5
+
+
 def test_a_device_that_comes_back_is_reopened_by_its_name(system):
     def on_status(status):
         if status.seconds > 0.8 and not status.reopened and not system.dead.is_set():

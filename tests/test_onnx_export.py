@@ -177,6 +177,15 @@ def test_a_network_that_makes_much_of_the_last_bit_is_not_refused(monkeypatch, t
         onnx_export.export_model(tiny_network, INFO)
 
 
+@pytest.mark.parametrize("value", [float("nan"), 7e4])      # the latter is infinite as float16
+def test_a_network_that_answers_with_no_number_is_not_written(few_steps, tiny_network, value):
+    broken = copy.deepcopy(tiny_network)
+    with torch.no_grad():
+        broken.gain_head.weight.fill_(value)
+    with pytest.raises(ModelFileError, match="differs from the network by inf"):
+        onnx_export.export_model(broken, INFO)
+
+
 @pytest.mark.parametrize("broken", ["nan", "forgets", "mixes up"])
 def test_a_graph_whose_states_go_wrong_is_not_written(few_steps, monkeypatch, tiny_network, broken):
     step = OnnxDenoiser.step

@@ -151,6 +151,12 @@ def test_a_teacher_that_answers_with_something_else_is_refused(hum, answer):
         Enhancer.personalize([hum], teacher=lambda samples: answer)
 
 
+def test_a_teacher_that_answers_with_what_torch_still_follows_is_refused(hum):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(SettingsError, match="teacher: .*requires grad"):
+        Enhancer.personalize([hum], teacher=lambda samples: torch.zeros(len(samples), requires_grad=True))
+
+
 def test_an_error_in_the_callers_own_teacher_reaches_the_caller(hum):
     with pytest.raises(ZeroDivisionError):
         Enhancer.personalize([hum], teacher=lambda samples: 1 / 0)
@@ -165,7 +171,7 @@ def test_voices_without_a_word_on_others_are_refused():
 def test_progress_starts_at_nothing_and_never_runs_back(hum):
     seen = []
     Enhancer.personalize([hum], size="tiny", budget_seconds=30, on_progress=lambda progress: seen.append(progress))
-    assert seen[0].stage == "read" and len(seen) > 1
+    assert seen[0].stage == "read" and seen[-1].stage == "done" and len(seen) > 2
     done = [progress.done for progress in seen]
     assert done == sorted(done)
     assert all(0 <= progress.seconds_left <= 30 for progress in seen)
@@ -221,6 +227,41 @@ def test_a_wrong_setting_is_refused_before_anything_is_read(wrong):
     with pytest.raises(SettingsError) as refusal:
         Enhancer.personalize("no/such/folder", **wrong)
     assert str(next(iter(wrong.values()))) in str(refusal.value)
+
+
+@needs_models
+def test_training_knows_nothing_of_what_lies_in_the_folder_it_was_called_from(hum, monkeypatch, tmp_path):
+    for name in ("copy", "json", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else s file was run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + os.environ.get("PYTHONPATH", ""))
+    assert Enhancer.personalize([hum], size="tiny", budget_seconds=30).report.status == "insufficient_data"
+
+
+@needs_models
+def test_a_clock_that_is_set_changes_no_budget(hum, monkeypatch):
+    began, real = time.time(), time.time
+    monkeypatch.setattr(job.time, "time", lambda: real() + 3600 * (real() > began + 1))
+    assert Enhancer.personalize([hum], size="tiny", budget_seconds=30).report.status == "insufficient_data"
+
+
+def test_a_training_process_that_cannot_start_is_said_in_our_own_words(hum, monkeypatch):
+    def full(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+    monkeypatch.setattr(job.subprocess, "Popen", full)
+    with pytest.raises(PersonalizationError, match="Cannot allocate memory.*unchanged"):
+        Enhancer.personalize([hum])
+
+
+def test_a_packed_application_is_not_started_again(hum, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(MissingDependencyError, match="packed"):
+        Enhancer.personalize([hum])
+
+
+@pytest.mark.parametrize("line", [b"onednn_verbose,v1,info\n", b"3\n", b"\xff\n", b"null\n", b"\n"])
+def test_what_a_library_prints_is_no_message(line):
+    assert job._message(line) == {}
 
 
 def test_a_temporary_folder_that_cannot_be_made_is_said_in_our_own_words(hum, monkeypatch, tmp_path):
@@ -329,6 +370,58 @@ def test_an_empty_list_is_named(hum):
     for name in ("clean", "noise"):
         with pytest.raises(SettingsError, match=name):
             Enhancer.personalize([hum], **{name: []})
+
+
+@needs_models
+def test_a_recording_that_is_given_as_clean_too_is_in_one_part_only(hum, monkeypatch):
+    other, written = (foreign_noise(30.0, np.random.default_rng(1), "coloured"), RATE), []
+    run = job._run_child
+    monkeypatch.setattr(job, "_run_child", lambda folder, *rest: (
+        written.extend(sorted(path.name for path in folder.glob("*-*.npy"))), run(folder, *rest)))
+    report = Enhancer.personalize([hum, other], clean=[other], size="tiny", budget_seconds=30).report
+    assert written == ["clean-00000.npy", "recording-00000.npy"]
+    assert any("1 of 2 recordings are given as clean, too" in note for note in report.notes)
+
+
+@needs_models
+def test_notes_name_recordings_by_their_place_in_what_was_given(hum, monkeypatch):
+    monkeypatch.setattr(job, "most_seconds", lambda *_: 40.0)
+    quiet = [(foreign_noise(25.0, np.random.default_rng(seed), "hum"), RATE) for seed in range(3)]
+    syllables = np.repeat(np.random.default_rng(0).random(150) > 0.5, RATE // 5)
+    clipped = (np.clip(np.random.default_rng(1).standard_normal(30 * RATE), -1, 1) * syllables).astype(np.float32)
+    report = Enhancer.personalize([*quiet, (clipped, RATE)], size="tiny", budget_seconds=30).report
+    assert [note.split(": ")[0] for note in report.notes if "clipped" in note] == ["recording 4"]
+
+
+@needs_models
+def test_a_checkpoint_outlives_a_call_that_trained_nothing(hum, tmp_path):
+    checkpoint = tmp_path / "me.checkpoint"
+    checkpoint.write_bytes(job.CHECKPOINT_HEADER + b"of hours")
+    (tmp_path / ".me.checkpoint.1-2.partial").write_bytes(b"half")
+    Enhancer.personalize([hum], size="tiny", budget_seconds=30, checkpoint=checkpoint)
+    assert checkpoint.read_bytes().endswith(b"of hours") and not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_in_the_place_of_an_abandoned_job_is_left_alone(temporary_files):
+    folder = temporary_files / f"{job.FOLDER_PREFIX}x"
+    folder.mkdir()
+    os.mkfifo(folder / job.IN_USE)
+    job._remove_abandoned()
+    assert folder.exists()
+    (folder / job.IN_USE).unlink()
+    folder.rmdir()
+
+
+@needs_models
+def test_many_short_messages_are_said_to_be_too_short(reader_recordings):
+    from pse_sdk.training import specialist
+    length = int(2.5 * RATE)
+    messages = [samples[start:start + length] for samples, _ in reader_recordings
+                for start in range(0, len(samples) - length, length)]
+    with pytest.raises(specialist.NoSpecialist, match="too little speech in one piece"):
+        specialist.prepare(specialist.Job(messages, deadline=time.monotonic() + 100), {})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX locks")
@@ -446,7 +539,7 @@ def test_recordings_of_several_talkers_are_said_to_be_such(monkeypatch, hum):
     monkeypatch.setattr(specialist, "talkers_in", lambda stretch, embedding: next(talkers))
     facts = {}
     with pytest.raises(specialist.NoSpecialist):        # they hold no speech
-        specialist.prepare(specialist.Job([hum[0][:5 * RATE]] * 3, deadline=time.time() + 60), facts)
+        specialist.prepare(specialist.Job([hum[0][:5 * RATE]] * 3, deadline=time.monotonic() + 60), facts)
     assert any(note.startswith("2 of 3 recordings seem to hold several talkers") for note in facts["notes"])
     assert any("alone" in advice for advice in specialist._advice({"seconds_of_noise": 60, **facts}))
 
@@ -458,6 +551,7 @@ def test_a_start_of_another_size_is_refused(hum):
 
 
 @pytest.mark.parametrize("notes, words", [(("recording 1: clipped: 47.1% of the samples",), "input level"),
+                                          (("noise 1: clipped: 47.1% of the samples",), "closer to the microphone"),
                                           ((), "closer to the microphone")])
 def test_clipped_recordings_are_not_told_to_come_closer(notes, words):
     from pse_sdk.training.specialist import _advice
