@@ -57,6 +57,34 @@ class Stretch:
         return float(10 * np.log10((power.sum() - noise.sum() + 1e-20) / (noise.sum() + 1e-20)))
 
 
+def join_short(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Messages shorter than `LEAST_JUDGED_FRAMES` end to end, so that they can be learnt from and judged with."""
+    found, waiting = list[Stretch](), list[Stretch]()
+    for stretch in stretches:
+        if stretch.n_frames >= LEAST_JUDGED_FRAMES:
+            found.append(stretch)
+            continue
+        waiting.append(stretch)
+        if sum(one.n_frames for one in waiting) >= LEAST_JUDGED_FRAMES:
+            found.append(_end_to_end(waiting))
+            waiting = []
+    return [*found, _end_to_end(waiting)] if waiting else found
+
+
+def _end_to_end(stretches: Sequence[Stretch]) -> Stretch:
+    """One stretch of several, each fading in and out over 16 ms."""
+    estimates = [stretch.estimate for stretch in stretches if stretch.estimate is not None]
+    return Stretch(np.concatenate([_faded(stretch.samples) for stretch in stretches]),
+                   FrameAnalysis(*(np.concatenate([getattr(stretch.frames, name) for stretch in stretches])
+                                   for name in ("speech", "share", "snr_db"))),
+                   np.concatenate([_faded(estimate) for estimate in estimates]) if estimates else None)
+
+
+def _faded(samples: np.ndarray) -> np.ndarray:
+    ramp = np.minimum(1.0, (np.arange(len(samples)) + 0.5) / FADE).astype(samples.dtype)
+    return np.asarray(samples * ramp * ramp[::-1])
+
+
 def split(recordings: Sequence[Stretch]) -> dict[str, list[Stretch]]:
     """Training, validation and guard parts: 70, 15 and 15 % of every long recording, short ones whole, in turn.
 
@@ -95,9 +123,10 @@ def cut(stretch: Stretch, start: int, stop: int) -> Stretch:
 
 def pauses(frames: FrameAnalysis) -> np.ndarray:
     """Which frames [N] surely hold no speech: they start and end a collar away from it."""
-    speech = frames.speech >= PAUSE_PROBABILITY
-    near_speech = np.convolve(speech, np.ones(2 * PAUSE_COLLAR + 1), mode="full")[PAUSE_COLLAR:][:len(speech)] > 0.5
-    return np.asarray(~near_speech)
+    if not len(frames.speech):
+        return np.zeros(0, bool)
+    speech = np.pad(frames.speech >= PAUSE_PROBABILITY, PAUSE_COLLAR)
+    return np.asarray(~np.lib.stride_tricks.sliding_window_view(speech, 2 * PAUSE_COLLAR + 1).any(1))
 
 
 def harvest_pauses(stretches: Sequence[Stretch]) -> list[np.ndarray]:

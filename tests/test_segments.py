@@ -18,6 +18,7 @@ from pse_sdk.segments import (
     cross_fade,
     cut,
     harvest_pauses,
+    join_short,
     split,
 )
 
@@ -100,6 +101,24 @@ def test_short_recordings_go_whole_into_one_part_until_the_shares_are_right():
     n_whole = {name: len(part) for name, part in parts.items()}
     assert all(stretch.n_frames == 300 for part in parts.values() for stretch in part)
     assert n_whole == {"training": 28, "validation": 6, "guard": 6}
+
+
+def test_messages_are_joined_until_they_are_long_enough():
+    lengths = [90, 300, 90, 90, 199, 1]
+    joined = join_short(recordings(lengths))
+    assert [stretch.n_frames for stretch in joined] == [300, 90 + 90 + 90, 199 + 1]
+    starts = np.cumsum([0, *lengths])
+    middle = joined[1].samples.reshape(-1, HOP)[1:89]
+    np.testing.assert_array_equal(middle, numbered(90).samples.reshape(-1, HOP)[1:89])
+    np.testing.assert_array_equal(joined[1].frames.snr_db, np.tile(np.arange(90), 3))
+    assert joined[1].samples[90 * HOP] < 0.01 * starts[2] * HOP     # fades in
+    assert join_short([]) == [] and [one.n_frames for one in join_short(recordings([90]))] == [90]
+
+
+def test_estimates_are_joined_as_their_recordings_are():
+    both = [Stretch(one.samples, one.frames, one.samples * 0.5) for one in recordings([90, 150])]
+    [joined] = join_short(both)
+    np.testing.assert_array_equal(joined.estimate, joined.samples * 0.5)
 
 
 def test_nothing_makes_empty_parts():

@@ -20,7 +20,7 @@ from ..noise import foreign_noise, synthetic_voice
 from ..purification import FramePredictor
 from ..remarks import NARROW_BAND_HZ, holds_music, is_narrow
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Check, Report
-from ..segments import Stretch, harvest_pauses, split
+from ..segments import Stretch, harvest_pauses, join_short, split
 from ..talkers import SpeakerEmbedding, talkers_in
 from .corpus import Bank
 from .fit import Checkpoint, Fit, FitConfig, fit
@@ -203,7 +203,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
         raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
                            f"of what was given as clean is. {job.before.capitalize()} stays in use.",
                            ["record a few seconds close to the microphone in a quiet room"])
-    parts = split(stretches)
+    parts = split(join_short(stretches))
     teacher = Teacher()
     pairs: dict[str, list[Pair]] = {name: [] for name in parts}
     for name, part in parts.items():
@@ -213,8 +213,8 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
             progress("teach", 0.05, job.seconds_left(), "estimating the speech in the recordings")
             speech = teacher.estimate(stretch.samples) if stretch.estimate is None else stretch.estimate
             pairs[name].append(Pair(stretch, speech))
-    pairs_of_clean = {name: [Pair.of_clean(stretch) for stretch in part] for name, part in split(clean).items()}
-    pairs = {name: part + pairs_of_clean[name] for name, part in pairs.items()}
+    for name, part in split(join_short(clean)).items():
+        pairs[name] += map(Pair.of_clean, part)
     rng = np.random.default_rng(job.seed)
     foreign = [foreign_noise(FOREIGN_SECONDS, rng) for _ in range(FOREIGN_CLIPS)]
     harvested = {name: harvest_pauses(part) for name, part in parts.items()}
