@@ -67,7 +67,11 @@ def test_another_voice_is_finite_sound_of_like_level():
         assert np.all(np.isfinite(other)) and 0.5 < other.std() / samples.std() < 2
 
 
-def test_every_few_seconds_become_another_voice_and_scraps_are_left_out():
+def test_little_speech_is_said_by_many_voices_and_scraps_are_left_out(monkeypatch):
+    monkeypatch.setattr("pse_sdk.training.voices.MOST_VOICES", 6)
     speech = [synthetic_voice(int(2.2 * PIECE_SECONDS * RATE), np.random.default_rng(2)), np.zeros(100, np.float32)]
-    assert len(others_from(speech, np.random.default_rng(0))) == 2
+    voices = others_from(speech, np.random.default_rng(0))
+    assert len(voices) == 6                                 # two pieces, each said by three
+    pitches = sorted(pitch_of(voice) for voice in voices)
+    assert len(np.unique(np.round(pitches))) > 2
     assert others_from([], np.random.default_rng(0)) == []

@@ -18,17 +18,19 @@ SAME_PITCH_OCTAVES, SAME_THROAT_OCTAVES = 0.2, 0.08     # nearer than both it co
 ENVELOPE_LAGS = 24          # 1.5 ms: shorter than a period of any voice
 MOST_GAIN_DB = 20.0
 PIECE_SECONDS = 6.0         # for each voice
-MOST_VOICES = 40            # more take memory and add little
+MOST_VOICES = 120           # more take memory and add little
 
 
 def others_from(speech: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """A voice of its own for every few seconds of somebody's speech [T] at the model's rate, `MOST_VOICES` at most."""
+    """As many voices as can be of somebody's speech [T] at the model's rate, each saying a few seconds of it; at most
+    `MOST_VOICES`."""
     length = round(PIECE_SECONDS * STFT.sample_rate)
     pieces = [samples[start:start + length] for samples in speech for start in range(0, len(samples), length)]
     pieces = [piece for piece in pieces if len(piece) >= length // 2]
     if len(pieces) > MOST_VOICES:
         pieces = [pieces[i] for i in np.sort(rng.choice(len(pieces), MOST_VOICES, replace=False))]
-    return [another_voice(piece, rng) for piece in pieces]
+    times = max(1, MOST_VOICES // max(1, len(pieces)))
+    return [another_voice(piece, rng) for _ in range(times) for piece in pieces]
 
 
 def another_voice(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
