@@ -11,7 +11,8 @@ from pse_sdk.training.mixing import Mixer, MixingConfig, active_rms  # noqa: E40
 RATE = STFT.sample_rate
 LENGTH = 32 * STFT.hop_length
 PLAIN = MixingConfig(length=LENGTH, clean_share=0, noise_only_share=0, second_noise_share=0, synthetic_noise_share=0,
-                     room_share=0, band_limit_share=0, gap_share=0, equaliser_db=0, max_speed_change=0)
+                     room_share=0, band_limit_share=0, gap_share=0, equaliser_db=0, noise_equaliser_db=0,
+                     reversed_noise_share=0, max_speed_change=0)
 SNR_TOLERANCE_DB = 0.1
 SHARE_TOLERANCE = 0.05      # of 600 draws
 

@@ -161,6 +161,8 @@ def test_mixing_ahead_changes_nothing(corpus, tmp_path, uninterrupted, dies_at):
                                           ({"seconds": 0.64}, "--seconds 0.256, not 0.64"),
                                           ({"snrs": (0, 5)}, "--snrs -10 15, not 0 5"),
                                           ({"optimizer": "muon"}, "--optimizer adamw, not muon"),
+                                          ({"generated-noise": 0.01}, "--generated-noise 0.0, not 0.01"),
+                                          ({"speech-share": "test=0.5"}, "--speech-share none, not test 0.5"),
                                           ({"what": "snr_predictor"}, "--what tiny, not snr_predictor")])
 def test_a_run_is_not_continued_with_other_settings(corpus, tmp_path, checkpoint, change, told):
     shutil.copy(checkpoint, tmp_path)
@@ -188,6 +190,26 @@ def test_a_run_begins_with_given_weights(corpus, tmp_path, checkpoint):
     weights = weights_of(tmp_path / "out")
     for name, value in begun_with.state_dict().items():
         torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
+
+
+def test_generated_noise_is_heard_and_made_once(corpus, tmp_path, uninterrupted):
+    for attempt in ("first", "second"):
+        train(corpus, tmp_path / attempt, cache=tmp_path / "cache", **{"generated-noise": 0.01})
+    assert len(list((tmp_path / "cache").glob("generated-*.int16"))) == 1
+    first, second = (weights_of(tmp_path / attempt) for attempt in ("first", "second"))
+    assert identical(first, second) and not identical(first, uninterrupted[0])
+
+
+@pytest.mark.parametrize("value", ["librispeech", "=0.5", "librispeech=2", "librispeech=much"])
+def test_shares_that_are_none_are_refused(capsys, value):
+    with pytest.raises(SystemExit):
+        pretrain.parse(["--data", "x", "--what", "tiny", "--steps", "1", "--out", "y", "--speech-share", value])
+    assert value.rpartition("=")[2] in capsys.readouterr().err
+
+
+def test_a_share_for_a_corpus_that_is_not_there_is_refused(corpus, tmp_path):
+    with pytest.raises(SettingsError, match="'librispeech'.*got test"):
+        train(corpus, tmp_path, **{"speech-share": "librispeech=0.85"})
 
 
 @pytest.mark.parametrize("content", [None, b"no weights", "small"])

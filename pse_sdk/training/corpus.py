@@ -75,6 +75,19 @@ class Bank:
         return Bank(self.samples, self.starts[index], self.lengths[index], self.weights[index],
                     tuple(self.names[i] for i in index.tolist()) if self.names else ())
 
+    def with_share(self, corpus: str, share: float) -> "Bank":
+        """The same clips, of which those of one corpus (named before the slash) make so much of what is drawn.
+
+        Raises:
+            SettingsError: all clips are of this corpus, or none.
+        """
+        named = torch.tensor([name.split("/")[0] == corpus for name in self.names])
+        if not self.names or named.all() or not named.any():
+            others = ", ".join(sorted({name.split("/")[0] for name in self.names}))
+            raise SettingsError(f"no share can be given to {corpus!r}: expected one of several corpora, got {others}")
+        wanted = torch.where(named, share / self.weights[named].sum(), (1 - share) / self.weights[~named].sum())
+        return replace(self, weights=self.weights * wanted)
+
     def to(self, device: torch.device) -> "Bank":
         """The same bank on a device. Samples that would take more than half of a GPU's free memory stay where they are,
         and what is drawn travels."""
@@ -132,11 +145,12 @@ class Bank:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Speech, noise and room impulse responses of one split."""
+    """Speech, noise and room impulse responses of one split, and noise that was made from them."""
 
     speech: Bank
     noise: Bank
     rooms: Bank
+    generated: Bank | None = None
 
     @property
     def digest(self) -> str:

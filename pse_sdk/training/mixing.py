@@ -26,14 +26,17 @@ class MixingConfig:
     clean_share: float = 0.08               # no noise at all: enhancement must leave it alone
     noise_only_share: float = 0.03
     second_noise_share: float = 0.4
+    generated_noise_share: float = 0.35     # crowds and more, where the corpus has such noise
     synthetic_noise_share: float = 0.1      # white to brown, where the corpus has few steady noises
     room_share: float = 0.3
     band_limit_share: float = 0.15
     gap_share: float = 0.12                 # with a stretch of digital silence, as muting and noise gates leave it
     gap_seconds: tuple[float, float] = (0.1, 1.6)
-    equaliser_db: float = 8.0
+    equaliser_db: float = 8.0               # of speech
     max_speed_change: float = 0.12          # of speech, for more voices
-    max_noise_speed_change: float = 0.4     # for more noises
+    noise_equaliser_db: float = 15.0        # these three make more noises of those that there are
+    max_noise_speed_change: float = 0.4
+    reversed_noise_share: float = 0.4
     takes: int = 1          # neighbours whose speech is from one clip; divides `GROUP`
 
 
@@ -111,9 +114,13 @@ class Mixer:
                                          rows=rows, takes=config.takes)
         in_room = draws.chance(config.room_share).squeeze(1).nonzero().squeeze(1)
         room = draws.integers(self.corpus.rooms.n_clips)[in_room]
-        speech = self._filtered(speech, draws, (in_room, room))
+        speech = self._filtered(speech, draws, config.equaliser_db, (in_room, room))
         noise = self.corpus.noise.draw(size, length, draws.generator,
                                        max_speed_change=config.max_noise_speed_change, rows=rows)
+        if self.corpus.generated is not None:
+            generated = self.corpus.generated.draw(size, length, draws.generator,
+                                                   max_speed_change=config.max_noise_speed_change, rows=rows)
+            noise = torch.where(draws.chance(config.generated_noise_share), generated, noise)
         noise = noise / (noise.square().mean(1, keepdim=True) + 1e-8).sqrt()
         second = _exchanged(noise, 1) * 10 ** (draws.uniform(-10, 5) / 20)
         noise = noise + torch.where(draws.chance(config.second_noise_share), second, 0.0)
@@ -121,12 +128,14 @@ class Mixer:
         slope = draws.uniform(0, 2)
         for i in synthetic:     # each from a seed of its own: they are long, and few are wanted
             noise[i] = _coloured_noise((self.seed, 2, draw, range(size)[rows][i]), length, slope[i])
-        return speech, self._filtered(noise, draws)
+        noise = self._filtered(noise, draws, config.noise_equaliser_db)
+        return speech, torch.where(draws.chance(config.reversed_noise_share), noise.flip(1), noise)
 
-    def _filtered(self, signals: Tensor, draws: "_Draws", rooms: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def _filtered(self, signals: Tensor, draws: "_Draws", equaliser_db: float,
+                  rooms: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """A random smooth equaliser, and `rooms`: for the items of some numbers the rooms of others."""
         length, n_points = signals.shape[1], 7
-        points = draws.uniform(-self.config.equaliser_db, self.config.equaliser_db, n_points)
+        points = draws.uniform(-equaliser_db, equaliser_db, n_points)
         # points lie evenly in log-frequency from 60 Hz to 8 kHz
         frequency = self._frequencies(self._n_fft // 2 + 1).clamp_min(60)
         position = torch.log(frequency / 60) / np.log(STFT.sample_rate / 2 / 60) * (n_points - 1)

@@ -39,6 +39,7 @@ from ..errors import PseError, SettingsError
 from ..talkers import PIECE_FRAMES
 from . import processes
 from .corpus import load_corpus
+from .generated_noise import generated_noise
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
 from .muon import optimizers
@@ -178,6 +179,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="in all; a run that is finished goes on with more, its rate at the peak again")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="where decoded audio is kept")
+    parser.add_argument("--speech-share", type=_share, default=[], metavar="CORPUS=SHARE",
+                        help="of the speech that is drawn, from one corpus (librispeech=0.85), where another one has "
+                             "more speakers than it shall count for")
+    parser.add_argument("--generated-noise", type=_hours, default=0.0, metavar="HOURS",
+                        help="of noise to make from the corpus and from nothing (crowds, machines, rain), heard beside "
+                             "the corpus' own; kept in --cache (%(default)g)")
     parser.add_argument("--batch", type=_whole(0), default=32, help="mixtures a step, of all processes together")
     parser.add_argument("--seconds", type=_whole_hops,
                         help="that a mixture lasts, and a validation one (2.56; for snr_predictor 5.12, for "
@@ -217,6 +224,17 @@ def _rate(text: str) -> float:
 
 def _snr_db(text: str) -> float:
     return _number(text, -60.0, 100.0)
+
+
+def _share(text: str) -> list[str | float]:
+    corpus, _, share = text.rpartition("=")
+    if not corpus:
+        raise argparse.ArgumentTypeError(f"{text}: expected the name of a corpus and its share, like librispeech=0.85")
+    return [corpus, _number(share, 0.0, 1.0)]
+
+
+def _hours(text: str) -> float:
+    return _number(text, 0.0, 1000.0)
 
 
 def _number(text: str, low: float, high: float) -> float:
@@ -289,7 +307,8 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
     step, seconds = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
     settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": seconds_each,
-                "snrs": list(task.mixing.snr_db), "optimizer": args.optimizer}
+                "snrs": list(task.mixing.snr_db), "optimizer": args.optimizer,
+                "speech-share": args.speech_share, "generated-noise": args.generated_noise}
     saved = processes.from_first(load_checkpoint(checkpoint) if processes.rank() == 0 else None)
     if saved is not None:
         _check_settings(checkpoint, saved["settings"], settings)
@@ -301,14 +320,19 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
 
     if processes.local_rank() > 0:      # the first process of a machine decodes, the others find the cache
         processes.wait_for_all()
-    training, validation = load_corpus(args.data, args.cache, device, lambda line: print(line, flush=True))
+    training, validation = load_corpus(args.data, args.cache, device, _say)
     settings["data"] = training.digest
     if saved is not None:
         _check_settings(checkpoint, saved["settings"], settings)
+    if args.generated_noise:
+        training = replace(training, generated=generated_noise(training, args.generated_noise, args.cache, say=_say))
+    if args.speech_share:
+        training = replace(training, speech=training.speech.with_share(*args.speech_share))
     if processes.local_rank() == 0:
         processes.wait_for_all()
     mixer = Mixer(training, task.mixing, args.seed)
-    natural = replace(task.mixing, max_speed_change=0.0, max_noise_speed_change=0.0)
+    natural = replace(task.mixing, max_speed_change=0.0, max_noise_speed_change=0.0, reversed_noise_share=0.0,
+                      noise_equaliser_db=task.mixing.equaliser_db)
     judge = Mixer(validation, natural, seed=10_007)
     judged = [judge.batch(i, 32) for i in range(4)]
     loss_of: torch.nn.Module = Loss(network, task.loss)
@@ -364,6 +388,10 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
             losses, watch, since = [], Stopwatch(device), time.monotonic()
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _mixtures(mixer: Mixer, steps: range, size: int, rows: slice, *, ahead: bool) -> Iterator[Batch]:
     """The batch of each step. `ahead`: while one is used, a thread makes the next."""
     if not ahead:
@@ -415,7 +443,9 @@ def _check_settings(checkpoint: Path, before: dict[str, Any], now: dict[str, Any
 
 
 def _words(value: Any) -> str:
-    return " ".join(f"{part:g}" for part in value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(part if isinstance(part, str) else f"{part:g}" for part in value) or "none"
+    return str(value)
 
 
 def _keep_rows(log: Path, last_step: int) -> None:
