@@ -74,10 +74,11 @@ def curves_of(model: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
 
 
 def _kind(row: Mapping[str, Any]) -> str:
-    """What a row says of its mixtures and of the loss, in words to follow the model's name."""
+    """What a row says of its mixtures, the loss and the speech, in words to follow the model's name."""
     snrs_db, seconds = row.get("snrs_db"), row.get("mixture_seconds")
     return ((f", {snrs_db[0]:g} to {snrs_db[1]:g} dB" if snrs_db else "") + (f", {seconds:g} s" if seconds else "")
-            + (", perceptual loss" if "intelligibility" in row else ""))
+            + (", perceptual loss" if "intelligibility" in row else "")
+            + (", {} {:.0%}".format(*row["speech_share"]) if row.get("speech_share") else ""))
 
 
 def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:

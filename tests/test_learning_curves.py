@@ -54,6 +54,12 @@ def test_of_rows_for_one_step_the_last_counts(program):
     assert curve.values == [1, 2] and "too few hours" in curve.verdict
 
 
+def test_other_shares_of_speech_are_another_curve(program):
+    rows = rows_of(lambda hours: 1, range(10, 210, 10))
+    rows = [{**row, "speech_share": ["librispeech", 0.85] if row["hours"] > 150 else []} for row in rows]
+    assert [curve.model for curve in program.curves_of("tiny", rows)] == ["tiny", "tiny, librispeech 85%"]
+
+
 def test_scores_on_other_mixtures_are_another_curve(program):
     rows = rows_of(lambda hours: 3 + 0.5 * np.log2(hours), range(10, 210, 10))
     rows = [{**row, "snrs_db": [-5, 20] if row["hours"] < 150 else [-10, 15]} for row in rows]

@@ -371,7 +371,8 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
             mean_loss = processes.mean_over_processes(torch.stack(losses).mean()).item()
             now = time.monotonic()
             row = {"step": step, "hours": round(step * hours_a_step, 4), "snrs_db": task.mixing.snr_db,
-                   "mixture_seconds": round(seconds_each, 2), "wall_hours": round((now - started) / 3600, 3),
+                   "mixture_seconds": round(seconds_each, 2), "speech_share": args.speech_share,
+                   "wall_hours": round((now - started) / 3600, 3),
                    "hours_per_hour": round(len(losses) * hours_a_step * 3600 / (now - since), 1),
                    **{k: round(v, 3) for k, v in watch.shares().items()}, "training_loss": round(mean_loss, 4),
                    **{k: round(v, 4) for k, v in task.evaluate(average.module, judged).items()}}
