@@ -251,10 +251,15 @@ def _cached_samples(clips: Sequence[Clip], cache: Path, kind: str, say: Callable
             partial.replace(index_path)
         finally:
             partial.unlink(missing_ok=True)
+    samples = mapped_samples(samples_path) if sum(lengths) else torch.zeros(0, dtype=torch.int16)
+    return samples, torch.tensor(lengths, dtype=torch.long)
+
+
+def mapped_samples(path: Path) -> Tensor:
+    """The samples [T] int16 of a file, which stay on the disk until they are drawn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)        # that nobody may write to them is the point
-        mapped = np.memmap(samples_path, np.int16, mode="r") if sum(lengths) else np.zeros(0, np.int16)
-        return torch.from_numpy(mapped), torch.tensor(lengths, dtype=torch.long)
+        return torch.from_numpy(np.memmap(path, np.int16, mode="r"))
 
 
 def _lengths(samples_path: Path, index_path: Path) -> list[int] | None:

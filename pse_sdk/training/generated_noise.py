@@ -1,14 +1,12 @@
 """Noise that no file of a corpus holds: crowds of its speakers, and machines, rain and traffic out of nothing.
 
-A corpus has few noises beside its voices, and a network learns those few by heart. Half of what is made here are
-crowds, the other half `noise.foreign_noise`.
+Half of what is made here are crowds, the other half `noise.foreign_noise`.
 """
 
 import hashlib
 import json
 import os
 import uuid
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from torch import Tensor
 from ..config import STFT
 from ..errors import SettingsError
 from ..noise import foreign_noise
-from .corpus import Bank, Corpus
+from .corpus import Bank, Corpus, mapped_samples
 
 CLIP_SAMPLES = 10 * STFT.sample_rate
 CROWD_SHARE = 0.5
@@ -54,15 +52,13 @@ def generated_noise(corpus: Corpus, hours: float, cache: Path, seed: int = 0,
                 os.replace(partial, path)
             finally:
                 partial.unlink(missing_ok=True)
-        samples = np.memmap(path, np.int16, mode="r")
+        samples = mapped_samples(path)
     except OSError as error:
         raise SettingsError(f"the cache {cache} cannot be used: {error.strerror or error}; name another one with "
                             "--cache") from error
     lengths = torch.full((n_clips,), CLIP_SAMPLES)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)        # that nobody may write to them is the point
-        return Bank(torch.from_numpy(samples), lengths.cumsum(0) - lengths, lengths,
-                    torch.ones(n_clips, dtype=torch.float64)).to(corpus.noise.starts.device)
+    return Bank(samples, lengths.cumsum(0) - lengths, lengths,
+                torch.ones(n_clips, dtype=torch.float64)).to(corpus.noise.starts.device)
 
 
 def _clip(corpus: Corpus, seed: int, number: int) -> np.ndarray:

@@ -324,10 +324,10 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
     settings["data"] = training.digest
     if saved is not None:
         _check_settings(checkpoint, saved["settings"], settings)
+    speech = training.speech.with_share(*args.speech_share) if args.speech_share else training.speech
     if args.generated_noise:
         training = replace(training, generated=generated_noise(training, args.generated_noise, args.cache, say=_say))
-    if args.speech_share:
-        training = replace(training, speech=training.speech.with_share(*args.speech_share))
+    training = replace(training, speech=speech)
     if processes.local_rank() == 0:
         processes.wait_for_all()
     mixer = Mixer(training, task.mixing, args.seed)
