@@ -3,15 +3,19 @@ speaker embeddings.
 
     python export/models.py build/pretrain/tiny build/pretrain/small ... [--into pse_sdk/models]
     python export/models.py --again tiny small large                     [--into pse_sdk/models]
+    python export/models.py --mix large before.safetensors 0.35          [--into pse_sdk/models]
 
 Each folder is what `python -m pse_sdk.training.pretrain` left. Without --into, what the package ships is replaced. With
 --again, generalists that are already there get new graphs around their weights, and keep their scores and their day.
+With --mix, weights that are already there move a share of the way to those of a file, such as the ones that their
+training began with: what is left in between is often better on what either learnt from than both.
 """
 
 import argparse
 import datetime
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from pse_sdk.training.onnx_export import export_model
 from pse_sdk.training.pretrain import load_checkpoint, save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
 from pse_sdk.training.speaker_network import SpeakerNetwork, export_embedding
+from pse_sdk.training.specialist import interpolate
 
 CALIBRATION = ("speech_accuracy", "snr_bias_db", "snr_error_db", "share_calibration_error")
 
@@ -34,16 +39,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--again", metavar="SIZE", nargs="+", choices=SIZES, default=[])
+    parser.add_argument("--mix", metavar=("SIZE", "FILE", "SHARE"), nargs=3, action="append", default=[],
+                        help="SIZE may be teacher; SHARE lies between 0 and 1")
     parser.add_argument("--into", type=Path, default=Path(__file__).parent.parent / "pse_sdk" / "models")
     args = parser.parse_args()
-    if not args.folders and not args.again:
-        parser.error("name folders of weights, or sizes with --again")
+    if not args.folders and not args.again and not args.mix:
+        parser.error("name folders of weights, or sizes with --again or --mix")
     args.into.mkdir(parents=True, exist_ok=True)
     for size in args.again:
         path = args.into / f"{size}.onnx"
         model = export_model(load_network(size, path.with_suffix(".safetensors")), OnnxDenoiser(path).info)
         print(f"{path}: {path.stat().st_size} bytes, now {len(model)}")
         write_whole(path, model)
+    for size, other, share in args.mix:
+        mix(args.into, size, Path(other), share)
     for folder in args.folders:
         what, last = read_run(folder)
         if what == "teacher":       # only personalization uses it, and that has torch
@@ -67,6 +76,34 @@ def main() -> None:
             save_weights(network, args.into / f"{what}.safetensors")
         write_whole(args.into / f"{what}.onnx", model)
         print(f"{args.into / what}.onnx: {len(model)} bytes, step {last['step']}, {last['hours']} hours of mixtures")
+
+
+def mix(models: Path, size: str, other: Path, share: str) -> None:
+    """Move the weights of one size in a folder of models towards those of another file, and its graph with them.
+
+    What training measured of the weights before is no longer said of them.
+
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+
+    Raises:
+        SettingsError: the share is none. ModelFileError: one of the files is missing or of another size.
+    """
+    try:
+        if not 0 <= (part := float(share)) <= 1:
+            raise ValueError
+    except ValueError:
+        raise SettingsError(f"--mix {size} {other} {share}: expected a share between 0 and 1 at the end") from None
+    path = models / f"{size}.safetensors"
+    network = interpolate(load_network(size, path), load_network(size, other), part)
+    if size == "teacher":
+        save_weights(network.half(), path)
+    else:
+        info = OnnxDenoiser(models / f"{size}.onnx").info
+        scores = {"hours_of_mixtures": info.scores["hours_of_mixtures"]} if "hours_of_mixtures" in info.scores else {}
+        model = export_model(network, replace(info, scores=scores, created=datetime.date.today().isoformat()))
+        save_weights(network, path)
+        write_whole(models / f"{size}.onnx", model)
+    print(f"{path}: moved {part:g} of the way to {other}")
 
 
 def read_run(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from pse_sdk.onnx_denoiser import OnnxDenoiser
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 from pse_sdk.training import onnx_export  # noqa: E402
+from pse_sdk.training.network import load_network  # noqa: E402
 from pse_sdk.training.pretrain import save_weights  # noqa: E402
 
 PROGRAM = Path(__file__).parent.parent / "export" / "models.py"
@@ -74,3 +75,26 @@ def test_without_anything_to_export_it_says_so(program, capsys):
     with pytest.raises(SystemExit):
         program()
     assert "--again" in capsys.readouterr().err
+
+
+def test_weights_that_are_mixed_lie_between_both_files_and_keep_no_old_score(program, tmp_path, tiny_network, run):
+    program(run, "--into", tmp_path)
+    other = type(tiny_network)(tiny_network.config)
+    save_weights(other, tmp_path / "before.safetensors")
+    program("--mix", "tiny", tmp_path / "before.safetensors", "0.25", "--into", tmp_path)
+    mixed = load_network("tiny", tmp_path / "tiny.safetensors")
+    for name, value in mixed.state_dict().items():
+        expected = 0.75 * tiny_network.state_dict()[name] + 0.25 * other.state_dict()[name]
+        assert torch.allclose(value, expected, atol=1e-6), name
+    model = OnnxDenoiser(tmp_path / "tiny.onnx")
+    assert model.model == onnx_export.export_model(mixed, model.info)
+    assert model.info.scores == {"hours_of_mixtures": 3.5}
+
+
+@pytest.mark.parametrize("share", ["1.5", "-0.1", "nan", "half"])
+def test_a_share_that_is_none_is_refused_and_nothing_is_touched(program, tmp_path, run, share):
+    program(run, "--into", tmp_path)
+    before = (tmp_path / "tiny.safetensors").read_bytes()
+    with pytest.raises(SettingsError, match="expected a share between 0 and 1"):
+        program("--mix", "tiny", tmp_path / "tiny.safetensors", share, "--into", tmp_path)
+    assert (tmp_path / "tiny.safetensors").read_bytes() == before

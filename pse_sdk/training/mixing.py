@@ -32,9 +32,9 @@ class MixingConfig:
     band_limit_share: float = 0.15
     gap_share: float = 0.12                 # with a stretch of digital silence, as muting and noise gates leave it
     gap_seconds: tuple[float, float] = (0.1, 1.6)
-    equaliser_db: float = 8.0               # of speech
+    equaliser_db: float = 4.0               # of speech
     max_speed_change: float = 0.12          # of speech, for more voices
-    noise_equaliser_db: float = 15.0        # these three make more noises of those that there are
+    noise_equaliser_db: float = 8.0         # these three make more noises of those that there are
     max_noise_speed_change: float = 0.4
     reversed_noise_share: float = 0.4
     takes: int = 1          # neighbours whose speech is from one clip; divides `GROUP`
