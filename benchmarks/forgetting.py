@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--users", type=Path, required=True, help="folder of users")
     parser.add_argument("--only", nargs="+", help="names of users, else all")
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--steps", type=int, default=600, help="of each training")
     parser.add_argument("--jobs", type=int, default=1, help="users at the same time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/forgetting"), help="rows and scores")

@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of users, else all")
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny"])
     parser.add_argument("--methods", nargs="+", type=_method, required=True, metavar="METHOD")
-    parser.add_argument("--steps", type=int, default=500, help="of each stage")
+    parser.add_argument("--steps", type=int, default=1000, help="of each stage")
     parser.add_argument("--threads", type=int, default=1, help="of each training")
     parser.add_argument("--jobs", type=int, default=1, help="tasks at the same time")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
