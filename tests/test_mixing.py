@@ -152,3 +152,11 @@ def test_an_equaliser_colours_the_noise_and_rooms_add_echoes(corpus):
 
     for changes in ({"equaliser_db": 8.0}, {"room_share": 1.0}, {"band_limit_share": 1.0}):
         assert (target(**changes) - target()).square().mean() > 0.01, changes
+
+
+def test_runs_that_change_their_sounds_in_other_ways_are_judged_on_the_same_mixtures(corpus):
+    other = MixingConfig(equaliser_db=1.0, noise_equaliser_db=20.0, max_speed_change=0.3, max_noise_speed_change=0.1,
+                         reversed_noise_share=1.0)
+    first, second = (Mixer(corpus, config.to_judge(), seed=5).batch(0, 8) for config in (MixingConfig(), other))
+    assert torch.equal(first.noisy, second.noisy) and torch.equal(first.target, second.target)
+    assert not torch.equal(first.noisy, Mixer(corpus, other, seed=5).batch(0, 8).noisy)

@@ -4,7 +4,7 @@ Random numbers are drawn on the CPU for a whole batch; signals are made where th
 So neither the device nor the number of processes that share a batch changes which mixtures it holds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ..config import STFT
 from ..errors import SettingsError
 from .corpus import Corpus
 
+JUDGED_EQUALISER_DB = 8.0
 GROUP = 4       # neighbours in a batch that exchange their noises; nothing else passes from one item to another
 
 
@@ -38,6 +39,12 @@ class MixingConfig:
     max_noise_speed_change: float = 0.4
     reversed_noise_share: float = 0.4
     takes: int = 1          # neighbours whose speech is from one clip; divides `GROUP`
+
+    def to_judge(self) -> "MixingConfig":
+        """Without what only makes more sounds of those that there are, and equalised as ever: so scores of runs with
+        other settings compare."""
+        return replace(self, max_speed_change=0.0, max_noise_speed_change=0.0, reversed_noise_share=0.0,
+                       equaliser_db=JUDGED_EQUALISER_DB, noise_equaliser_db=JUDGED_EQUALISER_DB)
 
 
 @dataclass(frozen=True)

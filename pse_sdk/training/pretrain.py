@@ -51,7 +51,6 @@ from .speaker_network import SpeakerNetwork, evaluate_speakers, speaker_loss
 AVERAGE_DECAY = 0.999
 ADAMW_DECAY, MUON_DECAY = 0.01, 0.03    # without, weights grow with Muon until outputs hang on their last bit
 MIN_FRAMES, MAX_FRAMES = 40, 4000   # of a mixture
-JUDGED_EQUALISER_DB = 8.0   # of validation mixtures, whatever is trained with: scores stay comparable
 SNR_WEIGHT = 0.1        # of the negative SNR in dB, beside the compressed spectrum
 
 
@@ -332,9 +331,7 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
     if processes.local_rank() == 0:
         processes.wait_for_all()
     mixer = Mixer(training, task.mixing, args.seed)
-    natural = replace(task.mixing, max_speed_change=0.0, max_noise_speed_change=0.0, reversed_noise_share=0.0,
-                      equaliser_db=JUDGED_EQUALISER_DB, noise_equaliser_db=JUDGED_EQUALISER_DB)
-    judge = Mixer(validation, natural, seed=10_007)
+    judge = Mixer(validation, task.mixing.to_judge(), seed=10_007)
     judged = [judge.batch(i, 32) for i in range(4)]
     loss_of: torch.nn.Module = Loss(network, task.loss)
     if processes.n_processes() > 1:
