@@ -55,9 +55,9 @@ specialist has learnt from noises that may be like his. So each line says how ma
 the start in truth. The truth is the mean SI-SDR gain over the user's test clips of the set `noise`; the guard sees
 other recordings, other SNRs and the teacher's estimates instead of references.
 
-A refused candidate gets a second and a third hearing at {' and '.join(f"{share:g}" for share in RETREATS)} of the way
-from the start, as in `Enhancer.personalize`. Lines part candidates by what they are worth themselves; what is accepted,
-and what that gains, is said of what would be used.
+A refused candidate is heard again at {', '.join(f"{share:g}" for share in RETREATS)} of the way from the start, as in
+`Enhancer.personalize`. Lines part candidates by what they are worth themselves; what is accepted, and what that gains,
+is said of what would be used.
 
 Aims: at most 5 % of the null candidates accepted; of the own ones with a true gain of {REAL_GAIN_DB} dB or more, at
 least 80 %.

@@ -42,7 +42,7 @@ LEAST_TRAINING_SECONDS = 5.0
 FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export, and on a slow machine
 FINISH_SCORES = 14.0        # so many times what one look at the validation part takes
 MIXES = (1.0, 0.7, 0.4)     # shares of the way from the start to the trained weights that are tried
-RETREATS = (0.75, 0.5)      # of that way, where the guard says that the whole of it did too much
+RETREATS = (0.75, 0.5, 0.25)    # of that way, where the guard says that the whole of it did too much
 
 Progress = Callable[[str, float, float, str], None]
 """Stage, share done, seconds left, message."""
