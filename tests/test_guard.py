@@ -125,9 +125,19 @@ def test_more_decibels_are_not_enough(better, start, material, monkeypatch, gain
     assert failed - {"clean_db"} == refusing
 
 
+@pytest.mark.parametrize("louder_db, cost", [(-3.0, 0.0), (0.4, 0.0), (1.5, 1.0)])
+def test_louder_pauses_cost_in_validation_what_decibels_gain(better, start, material, monkeypatch, louder_db, cost):
+    def score(level_db):
+        levels = iter((torch.tensor(-40.0), torch.tensor(-40.0 + level_db)))
+        monkeypatch.setattr(guard, "_level_db", lambda samples: next(levels))
+        return Score(start, material)(better)
+
+    assert score(0.0) - score(louder_db) == pytest.approx(cost, abs=1e-4)
+
+
 @pytest.mark.parametrize("passing, heard, share", [
     ((1.0,), [1.0], 1.0), ((0.75, 0.5), [1.0, 0.75], 0.75), ((0.5,), [1.0, 0.75, 0.5], 0.5),
-    ((), [1.0, 0.75, 0.5], None)])
+    ((0.25,), [1.0, 0.75, 0.5, 0.25], 0.25), ((), [1.0, 0.75, 0.5, 0.25], None)])
 def test_a_refused_candidate_is_heard_again_nearer_to_the_start(start, better, material, monkeypatch, passing, heard,
                                                                 share):
     """The share of the way is read off the weights themselves."""
@@ -151,7 +161,7 @@ def test_a_refused_candidate_is_heard_again_nearer_to_the_start(start, better, m
 
 
 @pytest.mark.parametrize("exported_from, accepted_from, share", [(1, 1, 1.0), (2, 1, 0.75), (1, 2, 1.0), (2, 2, 0.5),
-                                                                 (3, 1, 0.5), (4, 1, None), (2, 9, None)])
+                                                                 (3, 1, 0.5), (4, 1, 0.25), (5, 1, None), (2, 9, None)])
 def test_what_cannot_be_exported_is_tried_nearer_to_the_start(start, better, monkeypatch, exported_from, accepted_from,
                                                               share):
     """Which attempt can be exported, and which retreat the guard accepts: all later ones too."""
