@@ -42,7 +42,7 @@ from pse_sdk.training.specialist import (
 )
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STEPS = (120, 400, 1000)             # of the user's own candidates
+STEPS = (120, 400, 1000)            # of the user's own candidates
 SHARES = (0.4, 1.0, 1.5)            # of the way from the start; beyond 1 it goes too far
 NOISES = (0.02, 0.05, 0.1, 0.2)     # of the null candidates, against the size of each tensor's weights
 N_DRAWS = 3

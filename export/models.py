@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pse_sdk.config import SIZES
 from pse_sdk.errors import PseError, SettingsError
 from pse_sdk.model_format import ModelInfo, write_whole
 from pse_sdk.onnx_denoiser import OnnxDenoiser
-from pse_sdk.training.network import load_network
+from pse_sdk.training.network import Denoiser, load_network
 from pse_sdk.training.onnx_export import export_model
 from pse_sdk.training.pretrain import load_checkpoint, save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
@@ -55,11 +54,6 @@ def main() -> None:
         mix(args.into, size, Path(other), share)
     for folder in args.folders:
         what, last = read_run(folder)
-        if what == "teacher":       # only personalization uses it, and that has torch
-            network = load_network(what, folder / "weights.safetensors")
-            save_weights(network.half(), args.into / f"{what}.safetensors")
-            print(f"{args.into / what}.safetensors: step {last['step']}, {last['hours']} hours of mixtures")
-            continue
         if what == "snr_predictor":
             predictor = SnrPredictor()
             predictor.load_state_dict(load_file(folder / "weights.safetensors"))
@@ -69,13 +63,25 @@ def main() -> None:
             speakers.load_state_dict(load_file(folder / "weights.safetensors"))
             model = export_embedding(speakers, {k: last[k] for k in ("equal_error_rate", "overlap_error_rate")})
         else:
-            network = load_network(what, folder / "weights.safetensors")
             scores = {"hours_of_mixtures": last["hours"], "validation_si_sdr_improvement": last["si_sdr_improvement"]}
-            model = export_model(network, ModelInfo(what, 0, 0, 0, 0, 0, scores=scores,
-                                                    created=datetime.date.today().isoformat()))
-            save_weights(network, args.into / f"{what}.safetensors")
+            ship(load_network(what, folder / "weights.safetensors"), what, scores, args.into)
+            print(f"{args.into / what}: step {last['step']}, {last['hours']} hours of mixtures")
+            continue
         write_whole(args.into / f"{what}.onnx", model)
         print(f"{args.into / what}.onnx: {len(model)} bytes, step {last['step']}, {last['hours']} hours of mixtures")
+
+
+def ship(network: Denoiser, size: str, scores: dict[str, float], models: Path) -> None:
+    """Write the weights of one size into a folder of models, and its graph; of the teacher, which only personalization
+    uses, weights alone."""
+    weights = models / f"{size}.safetensors"
+    if size == "teacher":
+        save_weights(network.half(), weights)
+        return
+    model = export_model(network, ModelInfo(size, 0, 0, 0, 0, 0, scores=scores,
+                                            created=datetime.date.today().isoformat()))
+    save_weights(network, weights)
+    write_whole(models / f"{size}.onnx", model)
 
 
 def mix(models: Path, size: str, other: Path, share: str) -> None:
@@ -95,14 +101,8 @@ def mix(models: Path, size: str, other: Path, share: str) -> None:
         raise SettingsError(f"--mix {size} {other} {share}: expected a share between 0 and 1 at the end") from None
     path = models / f"{size}.safetensors"
     network = interpolate(load_network(size, path), load_network(size, other), part)
-    if size == "teacher":
-        save_weights(network.half(), path)
-    else:
-        info = OnnxDenoiser(models / f"{size}.onnx").info
-        scores = {"hours_of_mixtures": info.scores["hours_of_mixtures"]} if "hours_of_mixtures" in info.scores else {}
-        model = export_model(network, replace(info, scores=scores, created=datetime.date.today().isoformat()))
-        save_weights(network, path)
-        write_whole(models / f"{size}.onnx", model)
+    told = {} if size == "teacher" else OnnxDenoiser(models / f"{size}.onnx").info.scores
+    ship(network, size, {name: told[name] for name in ("hours_of_mixtures",) if name in told}, models)
     print(f"{path}: moved {part:g} of the way to {other}")
 
 

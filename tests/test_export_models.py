@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pse_sdk.errors import SettingsError
+from pse_sdk.errors import ModelFileError, SettingsError
 from pse_sdk.model_format import ModelInfo
 from pse_sdk.onnx_denoiser import OnnxDenoiser
 
@@ -97,4 +97,17 @@ def test_a_share_that_is_none_is_refused_and_nothing_is_touched(program, tmp_pat
     before = (tmp_path / "tiny.safetensors").read_bytes()
     with pytest.raises(SettingsError, match="expected a share between 0 and 1"):
         program("--mix", "tiny", tmp_path / "tiny.safetensors", share, "--into", tmp_path)
+    assert (tmp_path / "tiny.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda weights: b"", lambda weights: weights[:-100], None])
+def test_weights_that_are_none_or_of_another_size_are_refused_and_nothing_is_touched(program, tmp_path, run, damage):
+    program(run, "--into", tmp_path)
+    before, other = (tmp_path / "tiny.safetensors").read_bytes(), tmp_path / "other.safetensors"
+    if damage is None:
+        save_weights(torch.nn.Linear(3, 3), other)
+    else:
+        other.write_bytes(damage(before))
+    with pytest.raises(ModelFileError, match="other.safetensors does not hold the weights of a tiny network"):
+        program("--mix", "tiny", other, "0.5", "--into", tmp_path)
     assert (tmp_path / "tiny.safetensors").read_bytes() == before

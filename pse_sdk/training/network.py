@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -67,13 +68,17 @@ def load_network(size: str, weights: Path) -> "Denoiser":
     """A network of the named size with weights from a safetensors file, of whatever precision, ready to be asked.
 
     Raises:
-        SettingsError: see `build_network`. ModelFileError: there is no such file.
+        SettingsError: see `build_network`. ModelFileError: there is no such file, or it holds something else.
     """
     network = build_network(size)
     if not weights.exists():
         raise ModelFileError(f"no weights of the {size} network at {weights}; install the package anew, or train one "
                              "(README, 'Train your own generalist')")
-    network.load_state_dict(load_file(weights))     # copied into the network's own float32
+    try:
+        network.load_state_dict(load_file(weights))     # copied into the network's own float32
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelFileError(f"{weights} does not hold the weights of a {size} network: "
+                             f"{' '.join(str(error).split())[:200]}") from error
     return network.eval()
 
 

@@ -39,7 +39,8 @@ N_SYNTHETIC_VOICES = 8
 LEAST_CLIP = 2 * SEGMENT_FRAMES * STFT.hop_length   # of noise, when drawn from
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 LEAST_TRAINING_SECONDS = 5.0
-# `small` gained less by 3,600 steps than by 1,900, in noise, elsewhere and on clean speech; `tiny` never too much
+# `small` gained less by 3,600 steps than by 1,900, in noise, elsewhere and on clean speech; `tiny` was not seen to. For
+# the larger ones it is a guess
 MOST_STEPS = {"tiny": 6000, "small": 2000, "medium": 2000, "large": 2000}
 FINISH_SECONDS = 4.0        # kept back from the budget for interpolation, guard and export, and on a slow machine
 FINISH_SCORES = 14.0        # so many times what one look at the validation part takes
