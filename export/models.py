@@ -24,12 +24,13 @@ from pse_sdk.config import SIZES
 from pse_sdk.errors import PseError, SettingsError
 from pse_sdk.model_format import ModelInfo, write_whole
 from pse_sdk.onnx_denoiser import OnnxDenoiser
-from pse_sdk.training.network import Denoiser, load_network
+from pse_sdk.training.network import Denoiser, load_network, load_weights
 from pse_sdk.training.onnx_export import export_model
 from pse_sdk.training.pretrain import load_checkpoint, save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
 from pse_sdk.training.speaker_network import SpeakerNetwork, export_embedding
 from pse_sdk.training.specialist import interpolate
+from pse_sdk.training.talker_network import TALKER, build_talker_network
 
 CALIBRATION = ("speech_accuracy", "snr_bias_db", "snr_error_db", "share_calibration_error")
 
@@ -62,6 +63,11 @@ def main() -> None:
             speakers = SpeakerNetwork()
             speakers.load_state_dict(load_file(folder / "weights.safetensors"))
             model = export_embedding(speakers, {k: last[k] for k in ("equal_error_rate", "overlap_error_rate")})
+        elif what.endswith(TALKER):
+            path = args.into / f"{what}.safetensors"
+            save_weights(load_weights(build_talker_network(what), folder / "weights.safetensors", what).half(), path)
+            print(f"{path}: step {last['step']}, {last['hours']} hours of mixtures")
+            continue
         else:
             scores = {"hours_of_mixtures": last["hours"], "validation_si_sdr_improvement": last["si_sdr_improvement"]}
             ship(load_network(what, folder / "weights.safetensors"), what, scores, args.into)

@@ -58,6 +58,15 @@ def test_neighbours_may_be_takes_of_one_clip_which_no_others_are():
     assert bank.draw(12, 100, torch.Generator().manual_seed(0), takes=2).shape == (12, 100)      # more than there are
 
 
+def test_takes_of_one_clip_are_played_at_one_speed():
+    bank = Bank.of([np.linspace(0, 1, 5000, dtype=np.float32)], [1.0])
+    drawn = bank.draw(64, 100, torch.Generator().manual_seed(0), max_speed_change=0.2, takes=2)
+    speed = ((drawn[:, 50] - drawn[:, 0]) / 50 * 4999).view(-1, 2)
+    torch.testing.assert_close(speed[:, 0], speed[:, 1], rtol=1e-3, atol=1e-3)
+    changed = (speed[:, 0] - 1).abs() > 1e-2
+    assert 8 < int(changed.sum()) < 24 and speed.max() <= 1.21 and speed.min() >= 0.79
+
+
 def test_empty_clips_are_left_out_of_a_bank():
     bank = Bank.of([np.zeros(0, np.float32), np.ones(5, np.float32)], [1.0, 1.0], ("empty", "full"))
     assert bank.n_clips == 1 and bank.names == ("full",)

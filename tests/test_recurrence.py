@@ -30,6 +30,17 @@ def test_states_and_gradients_are_those_of_torch(batch, n_frames, width, hidden)
         torch.testing.assert_close(found, right)
 
 
+def test_a_shift_is_a_bias_of_each_item():
+    inputs, start, layer = inputs_and_layer(2, 6, 5, 4)
+    shift = torch.randn(2, 12, dtype=torch.float64)
+    states, _ = gru(layer, inputs, start, shift)
+    bias = layer.bias_ih_l0.detach().clone()
+    for i in range(2):
+        with torch.no_grad():
+            layer.bias_ih_l0.copy_(bias + shift[i])
+        torch.testing.assert_close(states[i], layer(inputs[i:i + 1], start[None, i:i + 1])[0][0])
+
+
 def test_a_network_in_training_is_the_one_that_is_exported():
     torch.manual_seed(0)
     network = build_network("tiny").train()

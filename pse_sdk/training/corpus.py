@@ -120,9 +120,11 @@ class Bank:
             first = (starts + offset.long()).squeeze(1).to(self.samples.device)
             drawn = self._float(self.samples.unfold(0, length, 1)[first])
         if max_speed_change:
-            speed = 1.0 + max_speed_change * (2 * torch.rand(n, 1, generator=generator, dtype=torch.float64) - 1)
-            changed = (torch.rand(n, 1, generator=generator) < 0.5)[rows].squeeze(1).nonzero().squeeze(1).to(device)
-            starts, lengths, speed = starts[changed], lengths[changed], speed[rows].to(device)[changed]
+            speed = 1.0 + max_speed_change * (2 * torch.rand(n_clips, 1, generator=generator, dtype=torch.float64) - 1)
+            speed = speed.repeat_interleave(takes, 0)[rows].to(device)
+            chosen = (torch.rand(n_clips, 1, generator=generator) < 0.5).repeat_interleave(takes, 0)[rows]
+            changed = chosen.squeeze(1).nonzero().squeeze(1).to(device)
+            starts, lengths, speed = starts[changed], lengths[changed], speed[changed]
             position = offset[changed].floor() + speed * torch.arange(length, dtype=torch.float64, device=device)
             index = position.long()
             now, then = (index % lengths, (index + 1) % lengths) if wraps else (index, index + 1)

@@ -15,6 +15,7 @@ Nothing outside this file knows what is inside: callers use `build_network`, `NE
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,7 @@ from .filtering import filtered
 from .recurrence import gru
 
 State = dict[str, Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 LEVEL_SECONDS = 2.0     # time constant of the running level
 LEVEL_FLOOR = 1e-9      # power of a frame's bin below which input counts as silence: about -120 dBFS
@@ -70,14 +72,18 @@ def load_network(size: str, weights: Path) -> "Denoiser":
     Raises:
         SettingsError: see `build_network`. ModelFileError: there is no such file, or it holds something else.
     """
-    network = build_network(size)
+    return load_weights(build_network(size), weights, size)
+
+
+def load_weights(network: Network, weights: Path, name: str) -> Network:
+    """As `load_network`, into a network that is there; `name` is for messages."""
     if not weights.exists():
-        raise ModelFileError(f"no weights of the {size} network at {weights}; install the package anew, or train one "
+        raise ModelFileError(f"no weights of the {name} network at {weights}; install the package anew, or train one "
                              "(README, 'Train your own generalist')")
     try:
         network.load_state_dict(load_file(weights))     # copied into the network's own float32
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelFileError(f"{weights} does not hold the weights of a {size} network: "
+        raise ModelFileError(f"{weights} does not hold the weights of a {name} network: "
                              f"{' '.join(str(error).split())[:200]}") from error
     return network.eval()
 
@@ -160,19 +166,22 @@ class Denoiser(nn.Module):
     def _decide(self, features: Tensor, state: State, next_state: State) -> tuple[Tensor, Tensor]:
         """Gains before their sigmoid [B, N, bands] and filter taps [B, N, ...]. Fills in `next_state`."""
         hidden, total = features, None
-        for i, layer in enumerate(self.layers):
-            assert isinstance(layer, nn.GRU)
+        for i in range(len(self.layers)):
             name = f"gru_{i}"
-            if self.config.looks_ahead:     # a whole clip at once: there is nothing to go on from
-                hidden, _ = layer(hidden)
-                next_state[name] = state[name]
-            elif self.training and features.device.type == "cpu" and self.precision == torch.float32:
-                hidden, next_state[name] = gru(layer, hidden, state[name])
-            else:
-                hidden, last = layer(hidden, state[name].unsqueeze(0))
-                next_state[name] = last.squeeze(0)
+            hidden, next_state[name] = self._layer(i, hidden, state[name])
             total = hidden if total is None else total + hidden
         return self.gain_head(total), self.filter_head(total)
+
+    def _layer(self, i: int, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states [B, N, H] of one layer, and the last of them [B, H]."""
+        layer = self.layers[i]
+        assert isinstance(layer, nn.GRU)
+        if self.config.looks_ahead:     # a whole clip at once: there is nothing to go on from
+            return layer(inputs)[0], state
+        if self.training and inputs.device.type == "cpu" and self.precision == torch.float32:
+            return gru(layer, inputs, state)
+        hidden, last = layer(inputs, state.unsqueeze(0))
+        return hidden, last.squeeze(0)
 
     def _running_level(self, power: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Debiased exponential average of `power` [B, N] over the frames that hold a signal, and its new state [B, 2].

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import STFT
+from ..config import SIZES, STFT
 from ..errors import PseError, SettingsError
 from ..talkers import PIECE_FRAMES
 from . import processes
@@ -47,7 +47,9 @@ from .network import NETWORKS, Denoiser, build_network
 from .perception import disturbance, intelligibility, perceptual_loss
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 from .speaker_network import SpeakerNetwork, evaluate_speakers, speaker_loss
+from .talker_network import ENCODED_SECONDS, TALKER, TalkerDenoiser, build_talker_network, talker_items
 
+TALKER_SIZES = [size + TALKER for size in SIZES]
 AVERAGE_DECAY = 0.999
 ADAMW_DECAY, MUON_DECAY = 0.01, 0.03    # without, weights grow with Muon until outputs hang on their last bit
 MIN_FRAMES, MAX_FRAMES = 40, 4000   # of a mixture
@@ -74,6 +76,31 @@ def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor) -> T
             + ((SNR_WEIGHT * snr + perceptual_loss(power(estimate), power(target))) * has_speech).mean())
 
 
+def talker_loss(network: TalkerDenoiser, batch: Batch) -> Tensor:
+    items = talker_items(batch)
+    noisy, target = spectrogram(items.batch.noisy), spectrogram(items.batch.target)
+    estimate, _ = network(noisy, network.initial_state(len(noisy)), network.voice_of(items.encoded))
+    return _loss_of_estimate(estimate, target, items.batch.has_speech)
+
+
+@torch.no_grad()
+def evaluate_talkers(network: TalkerDenoiser, batches: list[Batch]) -> dict[str, float]:
+    """Over validation mixtures: the loss, and the mean SI-SDR gain in dB in noise, and beside another voice alone."""
+    losses, in_noise, beside_voice = [], list[Tensor](), list[Tensor]()
+    for batch in batches:
+        items = talker_items(batch)
+        noisy, wanted = spectrogram(items.batch.noisy), spectrogram(items.batch.target)
+        enhanced, _ = network(noisy, network.initial_state(len(noisy)), network.voice_of(items.encoded))
+        losses.append(_loss_of_estimate(enhanced, wanted, items.batch.has_speech).item())
+        estimate, target, mixture = waveform(enhanced), waveform(wanted), waveform(noisy)
+        gain = _si_sdr(estimate, target) - _si_sdr(mixture, target)
+        counts = items.batch.has_speech & _worth_enhancing(mixture, target)
+        in_noise.append(gain[counts & ~items.beside_voice])
+        beside_voice.append(gain[counts & items.beside_voice & ~items.in_noise])
+    return {"loss": sum(losses) / len(losses), "si_sdr_improvement": torch.cat(in_noise).mean().item(),
+            "si_sdr_improvement_beside_voice": torch.cat(beside_voice).mean().item()}
+
+
 @torch.no_grad()
 def evaluate_denoising(network: Denoiser, batches: list[Batch]) -> dict[str, float]:
     """Over validation mixtures: the loss, and the means of the SI-SDR gain in dB and of both perceptual measures."""
@@ -83,12 +110,17 @@ def evaluate_denoising(network: Denoiser, batches: list[Batch]) -> dict[str, flo
         enhanced, _ = network(noisy, network.initial_state(len(noisy)))
         losses.append(_loss_of_estimate(enhanced, wanted, batch.has_speech).item())
         estimate, target, mixture = waveform(enhanced), waveform(wanted), waveform(noisy)
-        counts = batch.has_speech & ((mixture - target).square().sum(1) > 1e-3 * target.square().sum(1))
+        counts = batch.has_speech & _worth_enhancing(mixture, target)
         found["si_sdr_improvement"].append((_si_sdr(estimate, target) - _si_sdr(mixture, target))[counts])
         for measure in (intelligibility, disturbance):
             found[measure.__name__].append(measure(power(enhanced), power(wanted))[counts])
     return {"loss": sum(losses) / len(losses),
             **{name: torch.cat(values).mean().item() for name, values in found.items()}}
+
+
+def _worth_enhancing(mixture: Tensor, target: Tensor) -> Tensor:
+    """Where what is to be removed is less than 30 dB below the speech [B]."""
+    return (mixture - target).square().sum(1) > 1e-3 * target.square().sum(1)
 
 
 def _si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
@@ -109,7 +141,9 @@ class Task:
 DENOISING = Task(build_network, denoising_loss, evaluate_denoising, MixingConfig())
 SNR_PREDICTION = Task(lambda _: SnrPredictor(), predictor_loss, evaluate_predictor,
                       MixingConfig(length=320 * STFT.hop_length, noise_only_share=0.1))
-# two takes of a voice keep its pitch
+TALKER_DENOISING = Task(build_talker_network, talker_loss, evaluate_talkers,
+                        MixingConfig(length=round(ENCODED_SECONDS * STFT.sample_rate), snr_db=(-5.0, 20.0),
+                                     noise_only_share=0.0, gap_share=0.05, takes=2))
 SPEAKER_EMBEDDING = Task(lambda _: SpeakerNetwork(), speaker_loss, evaluate_speakers,
                          MixingConfig(length=PIECE_FRAMES * STFT.hop_length, snr_db=(0.0, 30.0), noise_only_share=0.0,
                                       gap_share=0.0, max_speed_change=0.0, takes=2))
@@ -174,7 +208,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True,
                         help="a folder with a manifest.csv or a public corpus as it unpacks; give it once for each")
-    parser.add_argument("--what", choices=[*NETWORKS, "snr_predictor", "speaker_embedding"], required=True)
+    parser.add_argument("--what", choices=[*NETWORKS, *TALKER_SIZES, "snr_predictor", "speaker_embedding"],
+                        required=True)
     parser.add_argument("--steps", type=_whole(0), required=True,
                         help="in all; a run that is finished goes on with more, its rate at the peak again")
     parser.add_argument("--out", type=Path, required=True)
@@ -192,8 +227,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--snrs", type=_snr_db, nargs=2, metavar=("LOW", "HIGH"),
                         help="of the mixtures, in dB ({:g} {:g})".format(*MixingConfig.snr_db))
     parser.add_argument("--start-weights", type=Path, metavar="FILE",
-                        help="weights to begin with instead of random ones, such as those of a shipped model; a run "
-                             "that goes on has its own")
+                        help="weights to begin with instead of random ones, such as those of a shipped model (of the "
+                             "same size, for a size_talker); a run that goes on has its own")
     parser.add_argument("--peak-rate", type=_rate, default=2e-3)
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw",
                         help="muon (for matrices) learns more from a step where weights are given; try a rate of 4e-4")
@@ -278,7 +313,8 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> None:
-    tasks = {"snr_predictor": SNR_PREDICTION, "speaker_embedding": SPEAKER_EMBEDDING}
+    tasks = {"snr_predictor": SNR_PREDICTION, "speaker_embedding": SPEAKER_EMBEDDING,
+             **dict.fromkeys(TALKER_SIZES, TALKER_DENOISING)}
     task = tasks.get(args.what, DENOISING)
     if args.seconds is not None:
         task = replace(task, mixing=replace(task.mixing, length=round(args.seconds * STFT.sample_rate)))
@@ -408,7 +444,8 @@ def _mixtures(mixer: Mixer, steps: range, size: int, rows: slice, *, ahead: bool
 
 def _load_start(network: torch.nn.Module, weights: Path) -> None:
     try:
-        network.load_state_dict(load_file(weights))
+        own = network.of_voices() if isinstance(network, TalkerDenoiser) else {}    # a generalist has none of these
+        network.load_state_dict({**own, **load_file(weights)})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise SettingsError(f"--start-weights {weights} cannot be used here: {_line(error)}") from error
 

@@ -29,6 +29,7 @@ from .guard import HeldOut, Score, held_out, judge
 from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
 from .pseudo_mixtures import AUTO, METHODS, SEGMENT_FRAMES, Method, NoiseBanks, Pair, PseudoMixtures
+from .talker_network import load_talker_network
 from .teacher import Teacher
 from .voices import others_from
 
@@ -124,6 +125,7 @@ class Material:
     mixtures: PseudoMixtures
     validation: HeldOut
     guard: HeldOut
+    first: Denoiser | None = None   # to train, instead of the start: one that knows the voice to keep already
 
 
 class NoSpecialist(Exception):
@@ -243,7 +245,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     mixtures = PseudoMixtures(pairs["training"], noises, job.training_method, job.seed, voices["training"])
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         raise too_little
-    return Material(mixtures, judged["validation"], judged["guard"])
+    return Material(mixtures, judged["validation"], judged["guard"], _knowing_the_voice(job, pairs["training"]))
 
 
 def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
@@ -263,7 +265,7 @@ def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
         progress("train", 0.1 + 0.8 * min(done, 1.0), job.seconds_left(), "training")
 
     method = job.training_method
-    first = build_network(job.size) if method.random_start else start
+    first = build_network(job.size) if method.random_start else material.first or start
     checkpoint = None if job.checkpoint is None else Checkpoint(job.checkpoint, job.key(first))
     fitted = fit(first, material.mixtures, score, seconds=seconds, steps=job.steps, on_step=on_step,
                  config=FitConfig(peak_rate=method.peak_rate, most_steps=MOST_STEPS[job.size]), now=job.clock.now,
@@ -280,7 +282,7 @@ def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: di
     Raises:
         NoSpecialist: nothing better was found, or it failed a check.
     """
-    if fitted.score <= fitted.curve[0][1]:
+    if fitted.score <= 0:       # what the start itself has
         raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than {job.before}, which "
                                  "stays in use.", ["give it a larger budget", *_advice(facts)])
     score = Score(start, material.validation)
@@ -407,6 +409,15 @@ def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator
     made = others_from([pair.enhanced for pair in pairs], rng)
     synthetic = [synthetic_voice(int(FOREIGN_SECONDS * STFT.sample_rate), rng) for _ in range(N_SYNTHETIC_VOICES)]
     return noise_banks((made, 0.4 if given else 0.8), (synthetic, 0.2), (given, 0.4))
+
+
+def _knowing_the_voice(job: Job, pairs: Sequence[Pair]) -> Denoiser | None:
+    """What to train where other voices are to be removed: a network that learnt from many talkers to keep one's voice,
+    made for this one. None where there is none for this size, or a specialist goes on."""
+    if job.others != "remove" or job.start is not None or job.training_method.random_start:
+        return None
+    network = load_talker_network(job.size)
+    return None if network is None else network.for_talker([pair.enhanced for pair in pairs])
 
 
 def seconds_of(clips: Sequence[np.ndarray]) -> float:
