@@ -1,4 +1,5 @@
-"""Train a generalist, the teacher, the SNR predictor or speaker embeddings. Can be killed and started again.
+"""Train a generalist, the teacher, a denoiser that is told whose voice to keep (such as `small_talker`), the SNR
+predictor or speaker embeddings. Can be killed and started again.
 
     python -m pse_sdk.training.pretrain --data FOLDER --what tiny --steps 40000 --out build/tiny
 
