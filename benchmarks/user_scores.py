@@ -63,8 +63,9 @@ def other_system(name: str, peers: Path | None) -> System:
     if not name:
         return System(NOISY, lambda noisy: noisy)
     if name == TEACHER:
-        from pse_sdk.training.teacher import Teacher
-        return System(f"{TEACHER} {digest_of_files(MODELS, '*')}", Teacher().estimate)
+        from pse_sdk.training.teacher import BEST_GENERALIST, Teacher
+        asked = digest(*(digest_of_files(MODELS, f"{which}.safetensors") for which in ("teacher", BEST_GENERALIST)))
+        return System(f"{TEACHER} {asked}", Teacher().estimate)
     assert peers is not None
     peer = make_peer(peers, name)
     return System(f"{name} {digest(peers.read_bytes())}", lambda noisy: np.asarray(peer.enhance(noisy), np.float32))
