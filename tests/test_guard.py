@@ -1,5 +1,6 @@
 import argparse
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,6 +134,40 @@ def test_louder_pauses_cost_in_validation_what_decibels_gain(better, start, mate
         return Score(start, material)(better)
 
     assert score(0.0) - score(louder_db) == pytest.approx(cost, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def beside_voices(material) -> HeldOut:
+    """The same, where another voice is to be removed as well."""
+    n, length = material.reference.shape
+    other = torch.from_numpy(np.stack([voice(length, seed) for seed in range(n)]))
+    return replace(material, beside_voices=material.reference + other / other.square().mean(1, keepdim=True).sqrt())
+
+
+def test_where_voices_are_to_be_removed_what_helps_beside_them_counts_to_its_full_height(start, better, beside_voices,
+                                                                                           monkeypatch):
+    scores = []
+    for gain_db in (3.0, 6.0, 60.0):
+        order: list[int] = []
+
+        def si_sdr(estimate, target, gain_db=gain_db, order=order):
+            order.append(len(order))        # the start: noise, elsewhere, voices; then the network, in that order
+            return torch.full((len(estimate),), gain_db if order[-1] == 5 else 0.0)
+
+        monkeypatch.setattr(guard, "si_sdr_db", si_sdr)
+        scores.append(Score(start, beside_voices)(better))
+    assert scores[1] - scores[0] == pytest.approx(1.5, abs=1e-4)       # half of the items are beside voices
+    assert scores[2] - scores[0] == pytest.approx((guard.MOST_VOICES_GAIN_DB - 3) / 2, abs=1e-4)
+
+
+def test_where_voices_are_to_be_removed_more_is_forgiven(start, better, material, beside_voices):
+    limits = [{check.name: check.limit for check in judge(better, start, held)[1]}
+              for held in (material, beside_voices)]
+    assert limits[0]["worst_tenth_db"] == -1 and limits[1]["worst_tenth_db"] == -2
+    assert limits[0]["pauses_db"] == -1 and limits[1]["pauses_db"] == -2
+    assert all(limits[1][name] == limit for name, limit in limits[0].items()
+               if name not in ("worst_tenth_db", "pauses_db"))
+    assert limits[1]["voices_db"] == guard.LEAST_VOICES_GAIN_DB
 
 
 @pytest.mark.parametrize("passing, heard, share", [

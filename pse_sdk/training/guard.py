@@ -36,6 +36,10 @@ MUTED_DB = -30.0            # lower than that makes no difference
 WORST_LOWERED_DB = -0.6
 CLEAN_ENOUGH_DB = 30.0      # changes this far below the speech are not heard
 WORST_PAUSE_DB = 1.0
+# Where other voices are to be removed, for several dB beside them, more is forgiven: with the limits above, one user of
+# eight would have got nothing instead of 3.7 dB
+MOST_VOICES_GAIN_DB = 10.0
+WORST_TENTH_WITH_VOICES_DB, WORST_PAUSE_WITH_VOICES_DB = -2.0, 2.0
 N_BOOTSTRAP = 1000
 N_AT_ONCE = 16              # items enhanced at once, for the sake of memory
 
@@ -131,16 +135,21 @@ class Score:
     def __call__(self, network: Denoiser) -> float:
         material = self._material
         mixture = enhance_batch(network, material.mixture)
-        gain = si_sdr_db(mixture, material.reference) - self._start
+        gain = (si_sdr_db(mixture, material.reference) - self._start).clamp_max(MOST_GAIN_DB)
         perceived = PERCEPTUAL_DB * (self._heard - _perceptual_loss(mixture, material.reference)).mean()
         elsewhere = si_sdr_db(enhance_batch(network, material.elsewhere), material.reference) - self._elsewhere
         louder = _level_db(enhance_batch(network, material.pauses)) - self._pause_db
         lowered = kept_level_db(material.clean, enhance_batch(network, material.clean)) - self._kept_db
         if material.beside_voices is not None:
             beside = si_sdr_db(enhance_batch(network, material.beside_voices), material.reference) - self._beside
-            gain = torch.cat([gain, beside])
-        return float(gain.clamp_max(MOST_GAIN_DB).mean() + perceived + 0.5 * elsewhere.mean().clamp_max(0)
-                     - (louder - WORST_PAUSE_DB / 2).clamp_min(0) + min(0.0, lowered - WORST_LOWERED_DB / 2))
+            gain = torch.cat([gain, beside.clamp_max(MOST_VOICES_GAIN_DB)])
+        return float(gain.mean() + perceived + 0.5 * elsewhere.mean().clamp_max(0)
+                     - (louder - _worst_pause_db(material) / 2).clamp_min(0)
+                     + min(0.0, lowered - WORST_LOWERED_DB / 2))
+
+
+def _worst_pause_db(material: HeldOut) -> float:
+    return WORST_PAUSE_DB if material.beside_voices is None else WORST_PAUSE_WITH_VOICES_DB
 
 
 def kept_level_db(clean: Tensor, enhanced: Tensor) -> float:
@@ -188,16 +197,16 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
     def at_least(name: str, value: float, limit: float, meaning: str) -> Check:
         return Check(name, bool(np.isfinite(value)) and value >= limit, value, limit, meaning)
 
-    where = "in the user's noise"
+    where, worst_tenth_db = "in the user's noise", WORST_TENTH_DB
     parts: tuple[Check, ...] = ()
     if material.beside_voices is not None:
-        where = "in the user's noise and beside other voices"
+        where, worst_tenth_db = "in the user's noise and beside other voices", WORST_TENTH_WITH_VOICES_DB
         parts = (at_least("noise_db", float(in_noise.mean()), WORST_ELSEWHERE_DB, "of that in noise, dB"),
                  at_least("voices_db", float(beside.mean()), LEAST_VOICES_GAIN_DB, "of that beside voices, dB"))
     return mean, (
         at_least("mean_gain_db", mean, LEAST_MEAN_GAIN_DB, f"mean gain {where}, dB"), *parts,
         at_least("sure_gain_db", lower, 0.0, "gain in all but 5 of 100 draws of the held-out segments, dB"),
-        at_least("worst_tenth_db", float(gain.quantile(0.1)), WORST_TENTH_DB, "gain of the worst tenth, dB"),
+        at_least("worst_tenth_db", float(gain.quantile(0.1)), worst_tenth_db, "gain of the worst tenth, dB"),
         at_least("intelligibility", understood, WORST_INTELLIGIBILITY, "intelligibility in the user's noise, ESTOI"),
         at_least("quality", undisturbed, WORST_QUALITY, "quality in the user's noise, PESQ before its last mapping"),
         at_least("elsewhere_db", float(elsewhere.mean()), WORST_ELSEWHERE_DB, "mean gain in noise of other places, dB"),
@@ -205,7 +214,7 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
                  "fidelity to speech without noise against before, dB"),
         at_least("lowered_db", kept_level_db(material.clean, clean) - kept_level_db(material.clean, clean_before),
                  WORST_LOWERED_DB, "level of speech without noise against before, dB"),
-        at_least("pauses_db", -float(pause), -WORST_PAUSE_DB, "noise in pauses lowered against before, dB"),
+        at_least("pauses_db", -float(pause), -_worst_pause_db(material), "noise in pauses lowered against before, dB"),
     )
 
 
