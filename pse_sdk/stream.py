@@ -17,6 +17,8 @@ from .top_gain import TopGain
 
 FADE_SECONDS = 0.01     # from enhanced to untouched sound; other changes of strength take their share of it
 LEAST_TIME = 1e-3       # seconds: no sound card asks for chunks that are shorter, so these cannot be late
+# -300 dBFS: a chunk with less energy is silence. Some processors take five times as long for numbers so small
+FAINTEST = 1e-15
 _BLOCK = 4096           # samples converted at once: the rate converters need some hundred times as much memory
 
 Hops = tuple[np.ndarray, State]
@@ -197,6 +199,8 @@ class EnhancementStream:
         """What `process` returns, but for the hops, which somebody else enhances."""
         samples, n_replaced = replace_damage(samples)
         self.n_replaced += n_replaced
+        if np.vdot(samples, samples) < FAINTEST**2:
+            samples = np.zeros_like(samples)
         mono = samples.ndim == 1
         planes = samples[None] if mono else samples.T       # [channels, T], as all of the stream works
         if len(samples) <= _BLOCK:
