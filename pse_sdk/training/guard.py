@@ -25,7 +25,6 @@ SNRS_DB = (-5.0, 0.0, 5.0, 10.0)
 MOST_GAIN_DB = 3.0          # one item cannot buy more than this
 LEAST_MEAN_GAIN_DB = 0.3    # with less, one null candidate in twenty passes (benchmarks/guard.py)
 LEAST_VOICES_GAIN_DB = 0.5
-WORST_TENTH_DB = -1.0
 WORST_ELSEWHERE_DB = -0.3
 WORST_CLEAN_LOSS_DB = -0.5
 PERCEPTUAL_DB = 1 / SNR_WEIGHT      # of SI-SDR that one of `perceptual_loss` is worth, as in training
@@ -35,11 +34,7 @@ AUDIBLE_DB = 45.0           # below an item's loudest block: what lies deeper is
 MUTED_DB = -30.0            # lower than that makes no difference
 WORST_LOWERED_DB = -0.6
 CLEAN_ENOUGH_DB = 30.0      # changes this far below the speech are not heard
-WORST_PAUSE_DB = 1.0
-# Where other voices are to be removed, for several dB beside them, more is forgiven: with the limits above, one user of
-# eight would have got nothing instead of 3.7 dB
 MOST_VOICES_GAIN_DB = 10.0
-WORST_TENTH_WITH_VOICES_DB, WORST_PAUSE_WITH_VOICES_DB = -2.0, 2.0
 N_BOOTSTRAP = 1000
 N_AT_ONCE = 16              # items enhanced at once, for the sake of memory
 
@@ -63,6 +58,18 @@ def enhance_batch(network: Denoiser, noisy: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Limits:
+    worst_tenth_db: float
+    worst_pause_db: float
+
+
+KEEPING_VOICES = Limits(worst_tenth_db=-1.0, worst_pause_db=1.0)
+# For several dB beside other voices more is forgiven: with the limits above, one user of eight would have got nothing
+# instead of 3.7 dB
+REMOVING_VOICES = Limits(worst_tenth_db=-2.0, worst_pause_db=2.0)
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """Material of one part that only judges. Shape: all [B, T]; `groups` [B] names the segment each item came from."""
 
@@ -73,6 +80,10 @@ class HeldOut:
     clean: Tensor           # the references, words fading: to be left as they are
     pauses: Tensor          # noise alone
     beside_voices: Tensor | None = None     # the same references, where other voices are to be removed
+
+    @property
+    def limits(self) -> Limits:
+        return KEEPING_VOICES if self.beside_voices is None else REMOVING_VOICES
 
     @property
     def n_segments(self) -> int:
@@ -144,12 +155,8 @@ class Score:
             beside = si_sdr_db(enhance_batch(network, material.beside_voices), material.reference) - self._beside
             gain = torch.cat([gain, beside.clamp_max(MOST_VOICES_GAIN_DB)])
         return float(gain.mean() + perceived + 0.5 * elsewhere.mean().clamp_max(0)
-                     - (louder - _worst_pause_db(material) / 2).clamp_min(0)
+                     - (louder - material.limits.worst_pause_db / 2).clamp_min(0)
                      + min(0.0, lowered - WORST_LOWERED_DB / 2))
-
-
-def _worst_pause_db(material: HeldOut) -> float:
-    return WORST_PAUSE_DB if material.beside_voices is None else WORST_PAUSE_WITH_VOICES_DB
 
 
 def kept_level_db(clean: Tensor, enhanced: Tensor) -> float:
@@ -197,16 +204,16 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
     def at_least(name: str, value: float, limit: float, meaning: str) -> Check:
         return Check(name, bool(np.isfinite(value)) and value >= limit, value, limit, meaning)
 
-    where, worst_tenth_db = "in the user's noise", WORST_TENTH_DB
+    where, limits = "in the user's noise", material.limits
     parts: tuple[Check, ...] = ()
     if material.beside_voices is not None:
-        where, worst_tenth_db = "in the user's noise and beside other voices", WORST_TENTH_WITH_VOICES_DB
+        where = "in the user's noise and beside other voices"
         parts = (at_least("noise_db", float(in_noise.mean()), WORST_ELSEWHERE_DB, "of that in noise, dB"),
                  at_least("voices_db", float(beside.mean()), LEAST_VOICES_GAIN_DB, "of that beside voices, dB"))
     return mean, (
         at_least("mean_gain_db", mean, LEAST_MEAN_GAIN_DB, f"mean gain {where}, dB"), *parts,
         at_least("sure_gain_db", lower, 0.0, "gain in all but 5 of 100 draws of the held-out segments, dB"),
-        at_least("worst_tenth_db", float(gain.quantile(0.1)), worst_tenth_db, "gain of the worst tenth, dB"),
+        at_least("worst_tenth_db", float(gain.quantile(0.1)), limits.worst_tenth_db, "gain of the worst tenth, dB"),
         at_least("intelligibility", understood, WORST_INTELLIGIBILITY, "intelligibility in the user's noise, ESTOI"),
         at_least("quality", undisturbed, WORST_QUALITY, "quality in the user's noise, PESQ before its last mapping"),
         at_least("elsewhere_db", float(elsewhere.mean()), WORST_ELSEWHERE_DB, "mean gain in noise of other places, dB"),
@@ -214,7 +221,7 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
                  "fidelity to speech without noise against before, dB"),
         at_least("lowered_db", kept_level_db(material.clean, clean) - kept_level_db(material.clean, clean_before),
                  WORST_LOWERED_DB, "level of speech without noise against before, dB"),
-        at_least("pauses_db", -float(pause), -_worst_pause_db(material), "noise in pauses lowered against before, dB"),
+        at_least("pauses_db", -float(pause), -limits.worst_pause_db, "noise in pauses lowered against before, dB"),
     )
 
 

@@ -89,7 +89,7 @@ class Mixer:
         if self._drawn_for != (step // 2, size, rows):
             self._drawn, self._drawn_for = self._draw_sources(step // 2, size, rows), (step // 2, size, rows)
         speech, noise = self._drawn
-        noise = _exchanged(noise, step % 2)
+        noise = exchanged(noise, step % 2)
 
         draws = _Draws((self.seed, 0, step), size, rows, self.device)
         slope = torch.linspace(-0.5, 0.5, length, device=self.device)
@@ -129,7 +129,7 @@ class Mixer:
                                                    max_speed_change=config.max_noise_speed_change, rows=rows)
             noise = torch.where(draws.chance(config.generated_noise_share), generated, noise)
         noise = noise / (noise.square().mean(1, keepdim=True) + 1e-8).sqrt()
-        second = _exchanged(noise, 1) * 10 ** (draws.uniform(-10, 5) / 20)
+        second = exchanged(noise, 1) * 10 ** (draws.uniform(-10, 5) / 20)
         noise = noise + torch.where(draws.chance(config.second_noise_share), second, 0.0)
         synthetic = draws.chance(config.synthetic_noise_share).squeeze(1).nonzero().squeeze(1).tolist()
         slope = draws.uniform(0, 2)
@@ -192,9 +192,9 @@ class _Draws:
         return torch.randint(below, (self._size,), generator=self.generator)[self._rows].to(self._device)
 
 
-def _exchanged(noise: Tensor, by: int) -> Tensor:
-    """Every item with the noise of the one `by` places before it in its group."""
-    return noise.unflatten(0, (-1, GROUP)).roll(by, dims=1).flatten(0, 1)
+def exchanged(items: Tensor, by: int) -> Tensor:
+    """Every item of [B, ...] with that of the one `by` places before it in its group."""
+    return items.unflatten(0, (-1, GROUP)).roll(by, dims=1).flatten(0, 1)
 
 
 def _coloured_noise(seeds: tuple[int, ...], length: int, slope: Tensor) -> Tensor:

@@ -93,9 +93,7 @@ def evaluate_talkers(network: TalkerDenoiser, batches: list[Batch]) -> dict[str,
         noisy, wanted = spectrogram(items.batch.noisy), spectrogram(items.batch.target)
         enhanced, _ = network(noisy, network.initial_state(len(noisy)), network.voice_of(items.encoded))
         losses.append(_loss_of_estimate(enhanced, wanted, items.batch.has_speech).item())
-        estimate, target, mixture = waveform(enhanced), waveform(wanted), waveform(noisy)
-        gain = _si_sdr(estimate, target) - _si_sdr(mixture, target)
-        counts = items.batch.has_speech & _worth_enhancing(mixture, target)
+        gain, counts = _gains(enhanced, wanted, noisy, items.batch.has_speech)
         in_noise.append(gain[counts & ~items.beside_voice])
         beside_voice.append(gain[counts & items.beside_voice & ~items.in_noise])
     return {"loss": sum(losses) / len(losses), "si_sdr_improvement": torch.cat(in_noise).mean().item(),
@@ -110,18 +108,20 @@ def evaluate_denoising(network: Denoiser, batches: list[Batch]) -> dict[str, flo
         noisy, wanted = spectrogram(batch.noisy), spectrogram(batch.target)
         enhanced, _ = network(noisy, network.initial_state(len(noisy)))
         losses.append(_loss_of_estimate(enhanced, wanted, batch.has_speech).item())
-        estimate, target, mixture = waveform(enhanced), waveform(wanted), waveform(noisy)
-        counts = batch.has_speech & _worth_enhancing(mixture, target)
-        found["si_sdr_improvement"].append((_si_sdr(estimate, target) - _si_sdr(mixture, target))[counts])
+        gain, counts = _gains(enhanced, wanted, noisy, batch.has_speech)
+        found["si_sdr_improvement"].append(gain[counts])
         for measure in (intelligibility, disturbance):
             found[measure.__name__].append(measure(power(enhanced), power(wanted))[counts])
     return {"loss": sum(losses) / len(losses),
             **{name: torch.cat(values).mean().item() for name, values in found.items()}}
 
 
-def _worth_enhancing(mixture: Tensor, target: Tensor) -> Tensor:
-    """Where what is to be removed is less than 30 dB below the speech [B]."""
-    return (mixture - target).square().sum(1) > 1e-3 * target.square().sum(1)
+def _gains(enhanced: Tensor, wanted: Tensor, noisy: Tensor, has_speech: Tensor) -> tuple[Tensor, Tensor]:
+    """Of spectra [B, N, 2, F]: SI-SDR gains in dB [B], and which count: of speech with what is to be removed less than
+    30 dB below it."""
+    estimate, target, mixture = waveform(enhanced), waveform(wanted), waveform(noisy)
+    return (_si_sdr(estimate, target) - _si_sdr(mixture, target),
+            has_speech & ((mixture - target).square().sum(1) > 1e-3 * target.square().sum(1)))
 
 
 def _si_sdr(estimate: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import STFT
 from ..model_format import seal
 from .losses import power, spectrogram
-from .mixing import GROUP, Batch, active_rms
+from .mixing import GROUP, Batch, active_rms, exchanged
 from .network import band_matrix
 from .onnx_export import to_onnx
 
@@ -117,6 +117,6 @@ def _judged(network: SpeakerNetwork, batch: Batch) -> tuple[Tensor, Tensor, Tens
 
 def with_second_voice(batch: Batch) -> Tensor:
     """The mixtures [B, T] with the speech of the item two places further in its group, another speaker's."""
-    second = batch.target.unflatten(0, (-1, GROUP)).roll(GROUP // 2, dims=1).flatten(0, 1)
+    second = exchanged(batch.target, GROUP // 2)
     gain_db = torch.linspace(-SECOND_VOICE_DB, SECOND_VOICE_DB, len(second), device=second.device)[:, None]
     return batch.noisy + second * active_rms(batch.target) / active_rms(second) * 10 ** (gain_db / 20)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import MODELS, STFT
 from .losses import power, spectrogram
-from .mixing import GROUP, Batch, active_rms
+from .mixing import GROUP, Batch, active_rms, exchanged
 from .network import NETWORKS, Denoiser, NetworkConfig, State, load_weights
 from .recurrence import gru
 from .speaker_network import N_DIMENSIONS, SpeakerNetwork
@@ -132,8 +132,8 @@ def talker_items(batch: Batch) -> TalkerItems:
     index = torch.arange(len(batch.noisy), device=batch.noisy.device)
     noise = batch.noisy - batch.target
     encoded = (batch.target + NOISE_IN_ENCODED * noise)[index ^ 1]
-    other = batch.target.unflatten(0, (-1, GROUP)).roll(GROUP // 2, dims=1).flatten(0, 1)
-    both_speak = batch.has_speech & batch.has_speech.unflatten(0, (-1, GROUP)).roll(GROUP // 2, dims=1).flatten()
+    other = exchanged(batch.target, GROUP // 2)
+    both_speak = batch.has_speech & exchanged(batch.has_speech, GROUP // 2)
     beside = (index % 3 != 2) & both_speak
     in_noise = ~beside | (index % 2 == 1)
     absent = (index % 16 == 4) & beside
