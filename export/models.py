@@ -30,7 +30,7 @@ from pse_sdk.training.pretrain import load_checkpoint, save_weights
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
 from pse_sdk.training.speaker_network import SpeakerNetwork, export_embedding
 from pse_sdk.training.specialist import interpolate
-from pse_sdk.training.talker_network import TALKER, build_talker_network
+from pse_sdk.training.user_network import USER, build_user_network
 
 CALIBRATION = ("speech_accuracy", "snr_bias_db", "snr_error_db", "share_calibration_error")
 
@@ -63,9 +63,9 @@ def main() -> None:
             speakers = SpeakerNetwork()
             speakers.load_state_dict(load_file(folder / "weights.safetensors"))
             model = export_embedding(speakers, {k: last[k] for k in ("equal_error_rate", "overlap_error_rate")})
-        elif what.endswith(TALKER):
+        elif what.endswith(USER):
             path = args.into / f"{what}.safetensors"
-            save_weights(load_weights(build_talker_network(what), folder / "weights.safetensors", what).half(), path)
+            save_weights(load_weights(build_user_network(what), folder / "weights.safetensors", what).half(), path)
             print(f"{path}: step {last['step']}, {last['hours']} hours of mixtures")
             continue
         else:

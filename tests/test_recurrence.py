@@ -30,10 +30,10 @@ def test_states_and_gradients_are_those_of_torch(batch, n_frames, width, hidden)
         torch.testing.assert_close(found, right)
 
 
-def test_a_shift_is_a_bias_of_each_item():
+def test_what_is_said_to_the_gates_all_the_time_is_a_bias_of_each_item():
     inputs, start, layer = inputs_and_layer(2, 6, 5, 4)
     shift = torch.randn(2, 12, dtype=torch.float64)
-    states, _ = gru(layer, inputs, start, shift)
+    states, _ = gru(layer, inputs, start, shift[:, None].expand(2, inputs.shape[1], 12))
     bias = layer.bias_ih_l0.detach().clone()
     for i in range(2):
         with torch.no_grad():

@@ -39,6 +39,7 @@ class MixingConfig:
     max_noise_speed_change: float = 0.4
     reversed_noise_share: float = 0.4
     takes: int = 1          # neighbours whose speech is from one clip; divides `GROUP`
+    noise_takes: int = 1    # neighbours in one noise, one room and behind one microphone; so does this
 
     def to_judge(self) -> "MixingConfig":
         """Without what only makes more sounds of those that there are, and equalised as ever: so scores of runs with
@@ -89,7 +90,7 @@ class Mixer:
         if self._drawn_for != (step // 2, size, rows):
             self._drawn, self._drawn_for = self._draw_sources(step // 2, size, rows), (step // 2, size, rows)
         speech, noise = self._drawn
-        noise = exchanged(noise, step % 2)
+        noise = exchanged(noise, step % 2 * config.noise_takes)
 
         draws = _Draws((self.seed, 0, step), size, rows, self.device)
         slope = torch.linspace(-0.5, 0.5, length, device=self.device)
@@ -116,20 +117,22 @@ class Mixer:
     def _draw_sources(self, draw: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Speech and noise [B, T], through equalisers, speech also through rooms."""
         config, length = self.config, self.config.length
-        draws = _Draws((self.seed, 1, draw), size, rows, self.device)
+        draws = _Draws((self.seed, 1, draw), size, rows, self.device, config.noise_takes)
         speech = self.corpus.speech.draw(size, length, draws.generator, max_speed_change=config.max_speed_change,
                                          rows=rows, takes=config.takes)
         in_room = draws.chance(config.room_share).squeeze(1).nonzero().squeeze(1)
         room = draws.integers(self.corpus.rooms.n_clips)[in_room]
         speech = self._filtered(speech, draws, config.equaliser_db, (in_room, room))
         noise = self.corpus.noise.draw(size, length, draws.generator,
-                                       max_speed_change=config.max_noise_speed_change, rows=rows)
+                                       max_speed_change=config.max_noise_speed_change, rows=rows,
+                                       takes=config.noise_takes)
         if self.corpus.generated is not None:
             generated = self.corpus.generated.draw(size, length, draws.generator,
-                                                   max_speed_change=config.max_noise_speed_change, rows=rows)
+                                                   max_speed_change=config.max_noise_speed_change, rows=rows,
+                                                   takes=config.noise_takes)
             noise = torch.where(draws.chance(config.generated_noise_share), generated, noise)
         noise = noise / (noise.square().mean(1, keepdim=True) + 1e-8).sqrt()
-        second = exchanged(noise, 1) * 10 ** (draws.uniform(-10, 5) / 20)
+        second = exchanged(noise, config.noise_takes) * 10 ** (draws.uniform(-10, 5) / 20)
         noise = noise + torch.where(draws.chance(config.second_noise_share), second, 0.0)
         synthetic = draws.chance(config.synthetic_noise_share).squeeze(1).nonzero().squeeze(1).tolist()
         slope = draws.uniform(0, 2)
@@ -173,15 +176,16 @@ class Mixer:
 
 
 class _Draws:
-    """Random numbers for the items of a batch: drawn for all `size`, given for `rows`, on a device."""
+    """Random numbers for the items of a batch: drawn for all `size`, given for `rows`, on a device. `takes` neighbours
+    get the same ones."""
 
-    def __init__(self, seeds: tuple[int, ...], size: int, rows: slice, device: torch.device) -> None:
+    def __init__(self, seeds: tuple[int, ...], size: int, rows: slice, device: torch.device, takes: int = 1) -> None:
         self.generator, self._size, self._rows, self._device = _generator(*seeds), size, rows, device
+        self._takes = takes
 
     def uniform(self, low: float, high: float, n: int = 1) -> Tensor:
         """Between two numbers, [B, n]."""
-        drawn = torch.rand(self._size, n, generator=self.generator)[self._rows]
-        return low + (high - low) * drawn.to(self._device)
+        return low + (high - low) * self._for_items(torch.rand(self._size // self._takes, n, generator=self.generator))
 
     def chance(self, share: float) -> Tensor:
         """True with a probability, [B, 1]."""
@@ -189,7 +193,10 @@ class _Draws:
 
     def integers(self, below: int) -> Tensor:
         """From zero up, [B]."""
-        return torch.randint(below, (self._size,), generator=self.generator)[self._rows].to(self._device)
+        return self._for_items(torch.randint(below, (self._size // self._takes,), generator=self.generator))
+
+    def _for_items(self, drawn: Tensor) -> Tensor:
+        return drawn.repeat_interleave(self._takes, 0)[self._rows].to(self._device)
 
 
 def exchanged(items: Tensor, by: int) -> Tensor:

@@ -1,5 +1,5 @@
-"""Train a generalist, the teacher, a denoiser that is told whose voice to keep (such as `small_talker`), the SNR
-predictor or speaker embeddings. Can be killed and started again.
+"""Train a generalist, the teacher, a denoiser that is told about its user (such as `small_user`), the SNR predictor or
+speaker embeddings. Can be killed and started again.
 
     python -m pse_sdk.training.pretrain --data FOLDER --what tiny --steps 40000 --out build/tiny
 
@@ -48,9 +48,9 @@ from .network import NETWORKS, Denoiser, build_network
 from .perception import disturbance, intelligibility, perceptual_loss
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 from .speaker_network import SpeakerNetwork, evaluate_speakers, speaker_loss
-from .talker_network import ENCODED_SECONDS, TALKER, TalkerDenoiser, build_talker_network, talker_items
+from .user_network import HEARD_SECONDS, USER, UserDenoiser, UserItems, build_user_network, user_items
 
-TALKER_SIZES = [size + TALKER for size in SIZES]
+USER_SIZES = [size + USER for size in SIZES]
 AVERAGE_DECAY = 0.999
 ADAMW_DECAY, MUON_DECAY = 0.01, 0.03    # without, weights grow with Muon until outputs hang on their last bit
 MIN_FRAMES, MAX_FRAMES = 40, 4000   # of a mixture
@@ -77,27 +77,35 @@ def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor) -> T
             + ((SNR_WEIGHT * snr + perceptual_loss(power(estimate), power(target))) * has_speech).mean())
 
 
-def talker_loss(network: TalkerDenoiser, batch: Batch) -> Tensor:
-    items = talker_items(batch)
-    noisy, target = spectrogram(items.batch.noisy), spectrogram(items.batch.target)
-    estimate, _ = network(noisy, network.initial_state(len(noisy)), network.voice_of(items.encoded))
+def user_loss(network: UserDenoiser, batch: Batch) -> Tensor:
+    items = user_items(batch)
+    estimate, target, _ = _told(network, items)
     return _loss_of_estimate(estimate, target, items.batch.has_speech)
 
 
+def _told(network: UserDenoiser, items: UserItems) -> tuple[Tensor, Tensor, Tensor]:
+    """Spectra [B, N, 2, F]: enhanced, wanted, noisy."""
+    noisy, target = spectrogram(items.batch.noisy), spectrogram(items.batch.target)
+    about = network.about(items.voice, items.noise, items.keeps_others)
+    return network(noisy, network.initial_state(len(noisy)), about)[0], target, noisy
+
+
 @torch.no_grad()
-def evaluate_talkers(network: TalkerDenoiser, batches: list[Batch]) -> dict[str, float]:
-    """Over validation mixtures: the loss, and the mean SI-SDR gain in dB in noise, and beside another voice alone."""
-    losses, in_noise, beside_voice = [], list[Tensor](), list[Tensor]()
+def evaluate_users(network: UserDenoiser, batches: list[Batch]) -> dict[str, float]:
+    """Over validation mixtures: the loss, and the mean SI-SDR gain in dB in the user's noise, in other noise, and
+    beside another voice alone that is to be removed."""
+    losses, gains = [], dict[str, list[Tensor]](si_sdr_improvement=[], si_sdr_improvement_elsewhere=[],
+                                                si_sdr_improvement_beside_voice=[])
     for batch in batches:
-        items = talker_items(batch)
-        noisy, wanted = spectrogram(items.batch.noisy), spectrogram(items.batch.target)
-        enhanced, _ = network(noisy, network.initial_state(len(noisy)), network.voice_of(items.encoded))
+        items = user_items(batch)
+        enhanced, wanted, noisy = _told(network, items)
         losses.append(_loss_of_estimate(enhanced, wanted, items.batch.has_speech).item())
         gain, counts = _gains(enhanced, wanted, noisy, items.batch.has_speech)
-        in_noise.append(gain[counts & ~items.beside_voice])
-        beside_voice.append(gain[counts & items.beside_voice & ~items.in_noise])
-    return {"loss": sum(losses) / len(losses), "si_sdr_improvement": torch.cat(in_noise).mean().item(),
-            "si_sdr_improvement_beside_voice": torch.cat(beside_voice).mean().item()}
+        alone = counts & ~items.beside_voice
+        for name, chosen in zip(gains, (alone & items.in_own_noise, alone & ~items.in_own_noise,
+                                        counts & items.beside_voice & ~items.in_noise), strict=True):
+            gains[name].append(gain[chosen])
+    return {"loss": sum(losses) / len(losses), **{name: torch.cat(found).mean().item() for name, found in gains.items()}}
 
 
 @torch.no_grad()
@@ -142,9 +150,8 @@ class Task:
 DENOISING = Task(build_network, denoising_loss, evaluate_denoising, MixingConfig())
 SNR_PREDICTION = Task(lambda _: SnrPredictor(), predictor_loss, evaluate_predictor,
                       MixingConfig(length=320 * STFT.hop_length, noise_only_share=0.1))
-TALKER_DENOISING = Task(build_talker_network, talker_loss, evaluate_talkers,
-                        MixingConfig(length=round(ENCODED_SECONDS * STFT.sample_rate), snr_db=(-5.0, 20.0),
-                                     noise_only_share=0.0, gap_share=0.05, takes=2))
+USER_DENOISING = Task(build_user_network, user_loss, evaluate_users,
+                      MixingConfig(length=round(HEARD_SECONDS * STFT.sample_rate), takes=2, noise_takes=2))
 SPEAKER_EMBEDDING = Task(lambda _: SpeakerNetwork(), speaker_loss, evaluate_speakers,
                          MixingConfig(length=PIECE_FRAMES * STFT.hop_length, snr_db=(0.0, 30.0), noise_only_share=0.0,
                                       gap_share=0.0, max_speed_change=0.0, takes=2))
@@ -209,7 +216,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True,
                         help="a folder with a manifest.csv or a public corpus as it unpacks; give it once for each")
-    parser.add_argument("--what", choices=[*NETWORKS, *TALKER_SIZES, "snr_predictor", "speaker_embedding"],
+    parser.add_argument("--what", choices=[*NETWORKS, *USER_SIZES, "snr_predictor", "speaker_embedding"],
                         required=True)
     parser.add_argument("--steps", type=_whole(0), required=True,
                         help="in all; a run that is finished goes on with more, its rate at the peak again")
@@ -229,7 +236,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="of the mixtures, in dB ({:g} {:g})".format(*MixingConfig.snr_db))
     parser.add_argument("--start-weights", type=Path, metavar="FILE",
                         help="weights to begin with instead of random ones, such as those of a shipped model (of the "
-                             "same size, for a size_talker); a run that goes on has its own")
+                             "same size, for a size_user); a run that goes on has its own")
     parser.add_argument("--peak-rate", type=_rate, default=2e-3)
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw",
                         help="muon (for matrices) learns more from a step where weights are given; try a rate of 4e-4")
@@ -315,7 +322,7 @@ def train(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> None:
     tasks = {"snr_predictor": SNR_PREDICTION, "speaker_embedding": SPEAKER_EMBEDDING,
-             **dict.fromkeys(TALKER_SIZES, TALKER_DENOISING)}
+             **dict.fromkeys(USER_SIZES, USER_DENOISING)}
     task = tasks.get(args.what, DENOISING)
     if args.seconds is not None:
         task = replace(task, mixing=replace(task.mixing, length=round(args.seconds * STFT.sample_rate)))
@@ -445,7 +452,7 @@ def _mixtures(mixer: Mixer, steps: range, size: int, rows: slice, *, ahead: bool
 
 def _load_start(network: torch.nn.Module, weights: Path) -> None:
     try:
-        own = network.of_voices() if isinstance(network, TalkerDenoiser) else {}    # a generalist has none of these
+        own = network.not_of_a_denoiser() if isinstance(network, UserDenoiser) else {}  # a generalist has none of these
         network.load_state_dict({**own, **load_file(weights)})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise SettingsError(f"--start-weights {weights} cannot be used here: {_line(error)}") from error

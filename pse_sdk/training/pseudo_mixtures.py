@@ -36,13 +36,15 @@ class Method:
     pauses_are_silent: bool = False     # frames that surely hold no speech count in full, with silence as their target
     contrast: str = ""              # "corrected" or "published": compare the outputs of pairs of mixtures as well
     random_start: bool = False      # not from the generalist
+    told_start: bool = False        # from the network that is told about its user, where the size has one
     true_share: float = 0.3         # of the items whose speech is really clean, where the user gave some
     peak_rate: float = 2e-3
 
 
 # Frames count alike: the teacher's speech can be trusted where the recording cannot. More noise alone than the others:
 # the perceptual loss, which counts speech only, would leave pauses louder.
-TEACHER = Method(pauses_are_silent=True, teacher_targets=True, remix_share=0.5, clean_share=0.13, noise_share=0.2)
+TEACHER = Method(pauses_are_silent=True, teacher_targets=True, remix_share=0.5, clean_share=0.13, noise_share=0.2,
+                 told_start=True)
 METHODS = {
     "pseudose": Method(),
     "pseudose+dp": Method(purify=True, pauses_are_silent=True),

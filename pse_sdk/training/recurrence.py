@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
-def gru(layer: nn.GRU, inputs: Tensor, start: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def gru(layer: nn.GRU, inputs: Tensor, start: Tensor, said: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The hidden states [B, N, H] of a layer in one direction for inputs [B, N, I], and the last of them [B, H].
 
     Args:
         start: hidden state before the first frame, [B, H].
-        shift: added to the input's bias, for each item its own, [B, 3 H].
+        said: to the gates, beside what the inputs say, [B, N, 3 H].
     """
     gates = nn.functional.linear(inputs.transpose(0, 1), layer.weight_ih_l0, layer.bias_ih_l0)     # type: ignore
-    if shift is not None:
-        gates = gates + shift
+    if said is not None:
+        gates = gates + said.transpose(0, 1)
     hidden = _Recurrence.apply(gates, layer.weight_hh_l0, layer.bias_hh_l0, start)
     return hidden.transpose(0, 1), hidden[-1]
 

@@ -23,16 +23,21 @@ TEMPERATURE = 0.1
 SECOND_VOICE_DB = 6.0       # a second voice is up to so much softer or louder than the first
 
 
-class SpeakerNetwork(nn.Module):
-    """Convolutions over time (each frame sees 0.2 s), their mean and spread over the stretch, one linear layer.
+class SoundEncoder(nn.Module):
+    """A direction for a stretch of sound: convolutions over time (each frame sees 0.2 s), their mean and spread over
+    the stretch, one linear layer.
 
     Source of the form: Snyder et al., "X-Vectors", ICASSP 2018.
+
+    Args:
+        hears_colour: also what stays the same all the time; without, the room and the microphone change nothing.
     """
 
     band_mean: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, hears_colour: bool = False) -> None:
         super().__init__()
+        self._hears_colour = hears_colour
         bands = band_matrix(N_BANDS, STFT.n_bins)
         self.register_buffer("band_mean", bands / bands.sum(0), persistent=False)
         sizes = [(N_BANDS, N_CHANNELS, 5, 1), (N_CHANNELS, N_CHANNELS, 3, 2), (N_CHANNELS, N_CHANNELS, 3, 3),
@@ -40,19 +45,33 @@ class SpeakerNetwork(nn.Module):
         self.layers = nn.Sequential(*(layer for n_in, n_out, width, step in sizes for layer in (
             nn.Conv1d(n_in, n_out, width, dilation=step), nn.ReLU(), nn.GroupNorm(1, n_out))))
         self.head = nn.Linear(4 * N_CHANNELS, N_DIMENSIONS)
+
+    def direction(self, power: Tensor) -> Tensor:
+        """Of power spectra [B, N, F], N at least 20, of any level: unit vectors [B, D]."""
+        return self._direction(self._pooled(power))
+
+    def _direction(self, pooled: Tensor) -> Tensor:
+        return nn.functional.normalize(self.head(pooled), dim=1)
+
+    def _pooled(self, power: Tensor) -> Tensor:
+        bands = power @ self.band_mean
+        level = bands.mean((1, 2), keepdim=True)
+        features = torch.log(bands / (level + 1e-9) + FLOOR).transpose(1, 2)
+        hidden = self.layers(features if self._hears_colour else features - features.mean(2, keepdim=True))
+        mean = hidden.mean(2)
+        spread = ((hidden - mean[:, :, None]).square().mean(2) + 1e-5).sqrt()
+        return torch.cat([mean, spread], 1)
+
+
+class SpeakerNetwork(SoundEncoder):
+    def __init__(self) -> None:
+        super().__init__()
         self.overlap = nn.Linear(4 * N_CHANNELS, 1)
 
     def forward(self, power: Tensor) -> tuple[Tensor, Tensor]:
         """Of power spectra [B, N, F], N at least 20: unit vectors [B, D], and log-odds that two talk at once [B]."""
-        bands = power @ self.band_mean
-        level = bands.mean((1, 2), keepdim=True)
-        features = torch.log(bands / (level + 1e-9) + FLOOR).transpose(1, 2)
-        # without what stays the same all the time: the room and the microphone
-        hidden = self.layers(features - features.mean(2, keepdim=True))
-        mean = hidden.mean(2)
-        spread = ((hidden - mean[:, :, None]).square().mean(2) + 1e-5).sqrt()
-        pooled = torch.cat([mean, spread], 1)
-        return nn.functional.normalize(self.head(pooled), dim=1), self.overlap(pooled).squeeze(1)
+        pooled = self._pooled(power)
+        return self._direction(pooled), self.overlap(pooled).squeeze(1)
 
 
 def speaker_loss(network: SpeakerNetwork, batch: Batch) -> Tensor:

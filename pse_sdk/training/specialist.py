@@ -29,8 +29,8 @@ from .guard import HeldOut, Score, held_out, judge
 from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
 from .pseudo_mixtures import AUTO, METHODS, SEGMENT_FRAMES, Method, NoiseBanks, Pair, PseudoMixtures
-from .talker_network import load_talker_network
 from .teacher import Teacher
+from .user_network import load_user_network
 from .voices import others_from
 
 LEAST_SPEECH_SECONDS = 20.0
@@ -125,7 +125,7 @@ class Material:
     mixtures: PseudoMixtures
     validation: HeldOut
     guard: HeldOut
-    first: Denoiser | None = None   # to train, instead of the start: one that knows the voice to keep already
+    first: Denoiser | None = None   # to train, instead of the start: one that knows the user already
 
 
 class NoSpecialist(Exception):
@@ -245,7 +245,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     mixtures = PseudoMixtures(pairs["training"], noises, job.training_method, job.seed, voices["training"])
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         raise too_little
-    return Material(mixtures, judged["validation"], judged["guard"], _knowing_the_voice(job, pairs["training"]))
+    return Material(mixtures, judged["validation"], judged["guard"], _knowing_the_user(job, pairs["training"]))
 
 
 def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
@@ -411,13 +411,16 @@ def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator
     return noise_banks((made, 0.4 if given else 0.8), (synthetic, 0.2), (given, 0.4))
 
 
-def _knowing_the_voice(job: Job, pairs: Sequence[Pair]) -> Denoiser | None:
-    """What to train where other voices are to be removed: a network that learnt from many talkers to keep one's voice,
-    made for this one. None where there is none for this size, or a specialist goes on."""
-    if job.others != "remove" or job.start is not None or job.training_method.random_start:
+def _knowing_the_user(job: Job, pairs: Sequence[Pair]) -> Denoiser | None:
+    """What to train instead of the generalist: a network that learnt from many users, told about this one. None where
+    the method begins otherwise, there is none for this size, or a specialist goes on."""
+    method = job.training_method
+    if job.start is not None or method.random_start or not (method.told_start or job.others == "remove"):
         return None
-    network = load_talker_network(job.size)
-    return None if network is None else network.for_talker([pair.enhanced for pair in pairs])
+    network = load_user_network(job.size)
+    return None if network is None else network.for_user(
+        [pair.enhanced for pair in pairs], [*(pair.residual for pair in pairs if not pair.is_true), *job.noise],
+        keeps_others=job.others == "keep")
 
 
 def seconds_of(clips: Sequence[np.ndarray]) -> float:
