@@ -25,7 +25,6 @@ LEAST_ROWS = 4          # in the last doubling, to say anything about it,
 LEAST_SPAN = 0.6        # and the first of them at most so far on the way
 # The first of these that a log has: name -> title, whether more is better, what counts as help from twice the hours
 SCORES = {
-    "si_sdr_improvement_beside_voice": ("SI-SDRi beside another voice dB", True, 0.1),
     "si_sdr_improvement": ("SI-SDRi dB", True, 0.1),
     "snr_error_db": ("SNR error dB", False, 0.1),
 }

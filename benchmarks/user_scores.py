@@ -136,7 +136,7 @@ def digest_of_package(size: str) -> str:
     from pse_sdk.training.teacher import BEST_GENERALIST  # costs torch, which not every benchmark needs
 
     return digest(__version__, *(digest_of_files(MODELS, name) for name in (
-        f"{size}.safetensors", f"{size}_talker.safetensors", "teacher.safetensors", f"{BEST_GENERALIST}.onnx",
+        f"{size}.safetensors", f"{size}_user.safetensors", "teacher.safetensors", f"{BEST_GENERALIST}.onnx",
         "snr_predictor.onnx")))
 
 

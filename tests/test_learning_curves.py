@@ -48,12 +48,6 @@ def test_where_less_is_better_a_fall_is_a_gain(program):
     assert curve.gain == pytest.approx(0.5)
 
 
-def test_what_keeps_one_voice_is_scored_beside_another(program):
-    rows = [{**row, "si_sdr_improvement_beside_voice": 0.5} for row in rows_of(lambda hours: 3, range(10, 210, 10))]
-    curve = program.curve_of("tiny_talker", rows)
-    assert set(curve.values) == {0.5} and "SI-SDRi beside another voice." in curve.verdict
-
-
 def test_of_rows_for_one_step_the_last_counts(program):
     rows = rows_of(lambda hours: 1, [10, 20])
     [curve] = program.curves_of("tiny", [*rows, {**rows[1], "si_sdr_improvement": 2.0}])

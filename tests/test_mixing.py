@@ -160,3 +160,33 @@ def test_runs_that_change_their_sounds_in_other_ways_are_judged_on_the_same_mixt
     first, second = (Mixer(corpus, config.to_judge(), seed=5).batch(0, 8) for config in (MixingConfig(), other))
     assert torch.equal(first.noisy, second.noisy) and torch.equal(first.target, second.target)
     assert not torch.equal(first.noisy, Mixer(corpus, other, seed=5).batch(0, 8).noisy)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_neighbours_may_share_noises_equaliser_and_room(step):
+    """Noises are tones of one frequency each, so what was drawn and how it was weighed can be read off a spectrum."""
+    place = np.arange(RATE) / RATE
+    tones = [np.sin(2 * np.pi * frequency * place).astype(np.float32) for frequency in range(400, 7600, 400)]
+    click = np.zeros(RATE, np.float32)
+    click[::800] = 1.0
+    rooms = [np.concatenate([[1.0], np.zeros(60 + 40 * i), [0.8]]).astype(np.float32) for i in range(8)]
+    noise = Bank.of(tones, [1.0] * len(tones))
+    corpus = Corpus(Bank.of([click] * 4, [1.0] * 4), noise, Bank.of(rooms, [1.0] * 8), generated=noise)
+    config = MixingConfig(**{**vars(PLAIN), "second_noise_share": 0.5, "noise_equaliser_db": 20, "room_share": 0.7,
+                             "max_noise_speed_change": 0.0, "takes": 2, "noise_takes": 2, "length": RATE})
+    batch = Mixer(corpus, config, seed=0).batch(step, 16)
+    noises = torch.fft.rfft(batch.noisy - batch.target).abs()[:, 400::400]
+    levels = noises / noises.amax(1, keepdim=True)
+    heard = torch.fft.irfft(torch.fft.rfft(batch.target).abs() ** 2)
+    echoes = heard[:, 40:400] / heard[:, :1]
+    for told in (levels, echoes):
+        first, second = told.unflatten(0, (8, 2)).unbind(1)
+        torch.testing.assert_close(first, second, rtol=0, atol=0.05)
+        assert not torch.allclose(first, second.roll(1, 0), atol=0.2)
+    assert ((levels > 0.05).sum(1) > 1).any()       # a second noise as well
+
+
+def test_neighbours_of_one_noise_hear_it_at_other_places(corpus):
+    batch = Mixer(corpus, MixingConfig(**{**vars(PLAIN), "noise_takes": 2}), seed=0).batch(0, 16)
+    first, second = (batch.noisy - batch.target).unflatten(0, (8, 2)).unbind(1)
+    assert (torch.cosine_similarity(first, second).abs() < 0.5).all()

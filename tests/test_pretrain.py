@@ -445,7 +445,7 @@ def test_the_weights_fit_the_network_they_are_named_after(uninterrupted):
     build_network("tiny").load_state_dict(uninterrupted[0])
 
 
-@pytest.mark.parametrize("what", ["tiny", "tiny_talker", "snr_predictor", "speaker_embedding"])
+@pytest.mark.parametrize("what", ["tiny", "tiny_user", "snr_predictor", "speaker_embedding"])
 def test_the_loss_falls_on_tones_in_noise(corpus, tmp_path, what):
     train(corpus, tmp_path, what, steps=60, every=15, **{"peak-rate": 2e-2})
     first, *_, last = rows_of(tmp_path)

@@ -129,7 +129,8 @@ def test_it_learns_from_silence_too(network, batch):
     nothing = Batch(torch.zeros(8, PIECE), torch.zeros(8, PIECE), torch.zeros(8, dtype=torch.bool))
     loss = user_loss(network.train(), nothing)
     loss.backward()
-    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+    gradients = [value.grad for value in network.parameters() if value.grad is not None]
+    assert torch.isfinite(loss) and all(torch.isfinite(gradient).all() for gradient in gradients)
     long = Batch(*(sound.repeat(1, PIECE // 800) for sound in (batch.noisy, batch.target)), batch.has_speech)
     assert set(evaluate_users(network.eval(), [long])) == {
         "loss", "si_sdr_improvement", "si_sdr_improvement_elsewhere", "si_sdr_improvement_beside_voice"}

@@ -105,7 +105,8 @@ def evaluate_users(network: UserDenoiser, batches: list[Batch]) -> dict[str, flo
         for name, chosen in zip(gains, (alone & items.in_own_noise, alone & ~items.in_own_noise,
                                         counts & items.beside_voice & ~items.in_noise), strict=True):
             gains[name].append(gain[chosen])
-    return {"loss": sum(losses) / len(losses), **{name: torch.cat(found).mean().item() for name, found in gains.items()}}
+    return {"loss": sum(losses) / len(losses),
+            **{name: torch.cat(found).mean().item() for name, found in gains.items()}}
 
 
 @torch.no_grad()
