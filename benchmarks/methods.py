@@ -4,7 +4,8 @@
     python benchmarks/methods.py --users build/users --methods finetune@10 pseudose,finetune@10 auto@10
     python benchmarks/methods.py --users build/users --methods remixit^self,remixit^self auto^dtln --peers peers.py
 
-A method is written as stages, each of which goes on from the one before; the first starts from the generalist:
+A method is written as stages, each of which goes on from the one before; the first starts as the method says, from the
+generalist or from what a network that is told about users makes for this one ("auto-untold": without that):
 
     STAGE[,STAGE ...]       STAGE = METHOD[:remove][@SECONDS][^TEACHER]
 
@@ -73,6 +74,7 @@ VARIANTS = {
     "auto-no-remix": replace(METHODS[AUTO], remix_share=0.0),
     "auto-no-fade": replace(METHODS[AUTO], clean_share=0.0),
     "auto-adapters": METHODS[AUTO],
+    "auto-untold": replace(METHODS[AUTO], told_start=False),
     "remixit": replace(METHODS[AUTO], remix_share=1.0),
 }
 ADAPTER_RANKS = {"auto-adapters": 8}
@@ -286,14 +288,18 @@ def trained(task: Task, stages: tuple[Stage, ...], settings: Settings,
     if path.exists():
         network.load_state_dict(load_file(path))
         return Fit(network.eval(), **json.loads(path.with_suffix(".json").read_text("utf-8")))
-    start = trained(task, stages[:-1], settings).network if stages[1:] else load_generalist(task.size)
     facts: dict[str, Any] = {}
     job, material = prepared or material_of(task, stages, settings, facts)
+    if stages[1:]:
+        start = first = trained(task, stages[:-1], settings).network
+    else:
+        start = load_generalist(task.size)
+        first = build_network(task.size) if stages[0].recipe.random_start else material.told or start
     if rank := ADAPTER_RANKS.get(stages[-1].method):
-        fitted = train(job, material, with_adapters(copy.deepcopy(start), rank), facts)
+        fitted = train(job, material, start, with_adapters(copy.deepcopy(first), rank), facts)
         fitted = replace(fitted, network=without_adapters(fitted.network))
     else:
-        fitted = train(job, material, start, facts)
+        fitted = train(job, material, start, first, facts)
     write_json(path.with_suffix(".json"), {"score": fitted.score, "n_steps": fitted.n_steps, "curve": fitted.curve,
                                            "seconds": fitted.seconds})
     partial_ = path.with_suffix(".partial")

@@ -94,8 +94,10 @@ def test_a_row_holds_what_was_trained_and_what_the_user_gets(methods, user, sett
         def __call__(self, network):
             return 1.0
 
-    def train(job, material, start, facts):
-        stages.append((job.training_method, start))
+    told = copy.deepcopy(silent)
+
+    def train(job, material, start, first, facts):
+        stages.append((job.training_method, start, first))
         return Fit(silent, 1.0, 3, 0.5, ((0, 0.0), (3, 1.0)))
 
     def choose(job, material, start, fitted, facts):
@@ -103,7 +105,7 @@ def test_a_row_holds_what_was_trained_and_what_the_user_gets(methods, user, sett
             raise NoSpecialist(KEPT, "no gain")
         return fitted.network
 
-    monkeypatch.setattr(methods, "prepare", lambda job, facts: argparse.Namespace(validation=None))
+    monkeypatch.setattr(methods, "prepare", lambda job, facts: argparse.Namespace(validation=None, told=told))
     monkeypatch.setattr(methods, "train", train)
     monkeypatch.setattr(methods, "choose", choose)
     monkeypatch.setattr(methods, "Score", Zero)
@@ -115,8 +117,8 @@ def test_a_row_holds_what_was_trained_and_what_the_user_gets(methods, user, sett
         methods.run_task(one, settings)
     [before] = json.loads(generalist.row.read_text())
     without, with_guard = json.loads(task.row.read_text())
-    assert [method for method, _ in stages] == [methods.METHODS["pseudose"], methods.METHODS["finetune"]]
-    assert stages[1][1] is silent       # the second goes on from the first
+    assert [method for method, *_ in stages] == [methods.METHODS["pseudose"], methods.METHODS["finetune"]]
+    assert stages[0][2] is told and stages[1][1] is stages[1][2] is silent      # the second goes on from the first
     assert without["system"] == "tiny, pseudose,finetune@1, no guard" and without["sets"] != before["sets"]
     assert with_guard["sets"] == (before if refused else without)["sets"]
     assert (with_guard["status"], with_guard["start"]) == (KEPT if refused else "accepted", "generalist tiny")

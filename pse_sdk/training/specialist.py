@@ -125,7 +125,7 @@ class Material:
     mixtures: PseudoMixtures
     validation: HeldOut
     guard: HeldOut
-    first: Denoiser | None = None   # to train, instead of the start: one that knows the user already
+    told: Denoiser | None = None    # made for this user by a network that learnt from many; to train, not the start
 
 
 class NoSpecialist(Exception):
@@ -146,7 +146,8 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     try:
         start = load_generalist(job.size) if job.start is None else network_of(job.start, job.size)
         material = prepare(job, facts, progress)
-        fitted = train(job, material, start, facts, progress)
+        first = build_network(job.size) if job.training_method.random_start else material.told or start
+        fitted = train(job, material, start, first, facts, progress)
         progress("judge", 0.92, job.seconds_left(), "comparing on held-out parts")
         candidate = choose(job, material, start, fitted, facts)
         progress("export", 0.97, job.seconds_left(), "writing the model")
@@ -248,9 +249,13 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     return Material(mixtures, judged["validation"], judged["guard"], _knowing_the_user(job, pairs["training"]))
 
 
-def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
+def train(job: Job, material: Material, start: Denoiser, first: Denoiser, facts: dict[str, Any],
           progress: Progress = lambda *_: None) -> Fit:
     """The best weights that training came by, as the validation part has it. Figures are added to `facts`.
+
+    Args:
+        start: what to be better than.
+        first: the network before the first step.
 
     Raises:
         NoSpecialist: no time left.
@@ -265,7 +270,6 @@ def train(job: Job, material: Material, start: Denoiser, facts: dict[str, Any],
         progress("train", 0.1 + 0.8 * min(done, 1.0), job.seconds_left(), "training")
 
     method = job.training_method
-    first = build_network(job.size) if method.random_start else material.first or start
     checkpoint = None if job.checkpoint is None else Checkpoint(job.checkpoint, job.key(first))
     fitted = fit(first, material.mixtures, score, seconds=seconds, steps=job.steps, on_step=on_step,
                  config=FitConfig(peak_rate=method.peak_rate, most_steps=MOST_STEPS[job.size]), now=job.clock.now,
