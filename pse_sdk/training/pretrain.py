@@ -92,8 +92,8 @@ def _told(network: UserDenoiser, items: UserItems) -> tuple[Tensor, Tensor, Tens
 
 @torch.no_grad()
 def evaluate_users(network: UserDenoiser, batches: list[Batch]) -> dict[str, float]:
-    """Over validation mixtures: the loss, and the mean SI-SDR gain in dB in the user's noise, in other noise, and
-    beside another voice alone that is to be removed."""
+    """Over validation mixtures: the loss, and the mean SI-SDR gain in dB of the user's voice in his noise, of
+    other voices and in other noise, and beside another voice alone that is to be removed."""
     losses, gains = [], dict[str, list[Tensor]](si_sdr_improvement=[], si_sdr_improvement_elsewhere=[],
                                                 si_sdr_improvement_beside_voice=[])
     for batch in batches:
@@ -102,7 +102,7 @@ def evaluate_users(network: UserDenoiser, batches: list[Batch]) -> dict[str, flo
         losses.append(_loss_of_estimate(enhanced, wanted, items.batch.has_speech).item())
         gain, counts = _gains(enhanced, wanted, noisy, items.batch.has_speech)
         alone = counts & ~items.beside_voice
-        for name, chosen in zip(gains, (alone & items.in_own_noise, alone & ~items.in_own_noise,
+        for name, chosen in zip(gains, (alone & items.is_own, alone & ~items.is_own,
                                         counts & items.beside_voice & ~items.in_noise), strict=True):
             gains[name].append(gain[chosen])
     return {"loss": sum(losses) / len(losses),

@@ -165,8 +165,8 @@ def load_user_network(size: str) -> UserDenoiser | None:
 @dataclass(frozen=True)
 class UserItems:
     """What a `UserDenoiser` learns from. Shape: `batch` as ever; `voice`, `noise` [B, T], which the encoders hear; all
-    else [B]: whether other voices are to be kept, whether one is heard, whether noise is, and whether it is the one
-    that the encoder heard."""
+    else [B]: whether other voices are to be kept, whether one is heard, whether noise is, and whether voice and noise
+    are those that the encoders heard."""
 
     batch: Batch
     voice: Tensor
@@ -174,26 +174,29 @@ class UserItems:
     keeps_others: Tensor
     beside_voice: Tensor
     in_noise: Tensor
-    in_own_noise: Tensor
+    is_own: Tensor
 
 
 def user_items(batch: Batch) -> UserItems:
     """Of mixtures whose neighbours are of one user (`MixingConfig.takes`, `noise_takes`): the encoders hear what the
     neighbour says, and its noise, in one item of four somebody else's.
 
-    In every second group other voices are to be removed: two thirds of its items have that of the item two places
+    In every second group other voices are to be kept: in one item of four the encoder hears another one than the
+    mixture holds. In the others they are to be removed: two thirds of the items have that of the item two places
     further added, half of these instead of the noise, and one in sixteen instead of the talker.
     """
     index = torch.arange(len(batch.noisy), device=batch.noisy.device)
     neighbour = index ^ 1
     noise = batch.noisy - batch.target
-    voice_heard = (batch.target + NOISE_IN_VOICE * noise)[neighbour]
+    voice_heard = torch.where(batch.has_speech[:, None], batch.target + NOISE_IN_VOICE * noise, 0.0)[neighbour]
     has_noise = noise.square().mean(1, keepdim=True) > SILENCE**2
     noise_heard = torch.where(has_noise, noise + VOICE_IN_NOISE * batch.target, 0.0)[neighbour]
     in_own_noise = index % 4 != 3
     noise_heard = torch.where(in_own_noise[:, None], noise_heard, exchanged(noise_heard, GROUP // 2))
 
     keeps_others = (index // GROUP) % 2 == 1
+    in_own_voice = ~keeps_others | (index % 4 != 1)
+    voice_heard = torch.where(in_own_voice[:, None], voice_heard, exchanged(voice_heard, GROUP // 2))
     other = exchanged(batch.target, GROUP // 2)
     both_speak = batch.has_speech & exchanged(batch.has_speech, GROUP // 2)
     beside = ~keeps_others & (index % 3 != 2) & both_speak
@@ -205,7 +208,5 @@ def user_items(batch: Batch) -> UserItems:
     target = torch.where(absent[:, None], 0.0, batch.target)
     mixture = target + torch.where(in_noise[:, None], noise, 0.0) + torch.where(beside[:, None], voice, 0.0)
     scale = 1.0 / mixture.square().mean(1, keepdim=True).add(1e-10).sqrt()
-    known = batch.has_speech[neighbour, None]
-    return UserItems(Batch(mixture * scale, target * scale, batch.has_speech & ~absent),
-                     torch.where(known, voice_heard, 0.0), noise_heard, keeps_others, beside & ~absent, in_noise,
-                     in_own_noise)
+    return UserItems(Batch(mixture * scale, target * scale, batch.has_speech & ~absent), voice_heard, noise_heard,
+                     keeps_others, beside & ~absent, in_noise, in_own_voice & in_own_noise)
