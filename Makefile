@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: help setup test lint demo clean
 
 help:
-	@echo "make demo                      personalize for about a minute on a sample user, and show the result"
+	@echo "make demo                      personalize for 90 seconds on a sample user, and show the result"
 	@echo "make demo RECORDINGS=folder    the same with your own recordings"
 	@echo "make test                      the whole test suite"
 	@echo "make lint                      ruff and mypy"

@@ -1,4 +1,4 @@
-"""Personalize for about a minute, and show what it did to clips that were not in the recordings.
+"""Personalize for a minute and a half, and show what it did to clips that were not in the recordings.
 
     python examples/demo.py                                 a sample user
     python examples/demo.py --recordings my_recordings      yourself: a file or a folder
@@ -37,11 +37,11 @@ RECORDED = "recorded"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Personalize for about a minute, and show what it did.")
+    parser = argparse.ArgumentParser(description="Personalize for a minute and a half, and show what it did.")
     parser.add_argument("--recordings", nargs="+", type=Path, help="audio files or folders; default: a sample user")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder for the results (%(default)s)")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="of the specialist (%(default)s)")
-    parser.add_argument("--budget", type=float, default=60, metavar="SECONDS", help="to personalize (%(default)s)")
+    parser.add_argument("--budget", type=float, default=90, metavar="SECONDS", help="to personalize (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     try:
