@@ -19,6 +19,7 @@ VOICE_SHARE, VOICE_SNR_RANGE_DB = 0.6, (-5.0, 15.0)     # where other voices are
 CLEAN_BESIDE_VOICES = 2.0   # times as many items of clean speech there, or the own voice suffers with the others
 CLEAN_SNR_DB = 35.0
 FINETUNING_RATE = 5e-4      # seconds of speech are soon learnt by heart
+RANDOM_START_RATE = 2e-3    # there is nothing to forget
 FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
 MARGIN_DB = 8.0             # injected noise is at least this much louder than what the recording holds already:
                             # a fainter one teaches the network to keep the recording's own noise
@@ -38,7 +39,7 @@ class Method:
     random_start: bool = False      # not from the generalist
     told_start: bool = False        # from the network that is told about its user, where the size has one
     true_share: float = 0.3         # of the items whose speech is really clean, where the user gave some
-    peak_rate: float = 2e-3
+    peak_rate: float | None = None  # None: that of the size
 
 
 # Frames count alike: the teacher's speech can be trusted where the recording cannot. More noise alone than the others:
@@ -51,7 +52,7 @@ METHODS = {
     "cm": Method(contrast="corrected"),
     "cm-published": Method(contrast="published"),
     "cm+dp": Method(purify=True, pauses_are_silent=True, contrast="corrected"),
-    "pseudose-from-random": Method(random_start=True),
+    "pseudose-from-random": Method(random_start=True, peak_rate=RANDOM_START_RATE),
     "finetune": Method(true_share=1.0, peak_rate=FINETUNING_RATE),
     "teacher": TEACHER,
     "teacher+dp": replace(TEACHER, purify=True),
