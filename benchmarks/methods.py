@@ -63,7 +63,16 @@ from pse_sdk.training.fit import Fit
 from pse_sdk.training.guard import Score, enhance_batch
 from pse_sdk.training.network import Denoiser, build_network
 from pse_sdk.training.pseudo_mixtures import AUTO, METHODS, Method
-from pse_sdk.training.specialist import Job, Material, NoSpecialist, choose, load_generalist, prepare, train
+from pse_sdk.training.specialist import (
+    Job,
+    Material,
+    NoSpecialist,
+    choose,
+    load_generalist,
+    network_before_training,
+    prepare,
+    train,
+)
 from pse_sdk.training.teacher import Teacher
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -294,7 +303,7 @@ def trained(task: Task, stages: tuple[Stage, ...], settings: Settings,
         start = first = trained(task, stages[:-1], settings).network
     else:
         start = load_generalist(task.size)
-        first = build_network(task.size) if stages[0].recipe.random_start else material.told or start
+        first = network_before_training(job, material, start)
     if rank := ADAPTER_RANKS.get(stages[-1].method):
         fitted = train(job, material, start, with_adapters(copy.deepcopy(first), rank), facts)
         fitted = replace(fitted, network=without_adapters(fitted.network))

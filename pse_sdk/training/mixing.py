@@ -39,7 +39,7 @@ class MixingConfig:
     max_noise_speed_change: float = 0.4
     reversed_noise_share: float = 0.4
     takes: int = 1          # neighbours whose speech is from one clip; divides `GROUP`
-    noise_takes: int = 1    # neighbours in one noise, one room and behind one microphone; so does this
+    noise_takes: int = 1    # neighbours in one noise, one room and behind one microphone; divides `GROUP` too
 
     def to_judge(self) -> "MixingConfig":
         """Without what only makes more sounds of those that there are, and equalised as ever: so scores of runs with

@@ -149,8 +149,7 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     try:
         start = load_generalist(job.size) if job.start is None else network_of(job.start, job.size)
         material = prepare(job, facts, progress)
-        first = build_network(job.size) if job.training_method.random_start else material.told or start
-        fitted = train(job, material, start, first, facts, progress)
+        fitted = train(job, material, start, network_before_training(job, material, start), facts, progress)
         progress("judge", 0.92, job.seconds_left(), "comparing on held-out parts")
         candidate = choose(job, material, start, fitted, facts)
         progress("export", 0.97, job.seconds_left(), "writing the model")
@@ -250,6 +249,11 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         raise too_little
     return Material(mixtures, judged["validation"], judged["guard"], _knowing_the_user(job, pairs["training"]))
+
+
+def network_before_training(job: Job, material: Material, start: Denoiser) -> Denoiser:
+    """What the method begins with, where it does not go on from an earlier training."""
+    return build_network(job.size) if job.training_method.random_start else material.told or start
 
 
 def train(job: Job, material: Material, start: Denoiser, first: Denoiser, facts: dict[str, Any],

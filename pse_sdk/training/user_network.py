@@ -109,8 +109,8 @@ class UserDenoiser(Denoiser):
         is too short tells nothing."""
         spoken = _pieces(speech)
         level = spoken.square().mean(1).sqrt()
-        spoken = spoken[level >= LEAST_LEVEL * level.median()] if len(level) else spoken
-        return self.folded(torch.cat([_mean_direction(self.voice_encoder, spoken),
+        return self.folded(torch.cat([_mean_direction(self.voice_encoder,
+                                                      spoken[level >= LEAST_LEVEL * level.median()]),
                                       _mean_direction(self.noise_encoder, _pieces(noise)),
                                       torch.tensor([1.0 if keeps_others else -1.0])]))
 
