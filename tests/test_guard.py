@@ -25,7 +25,7 @@ from pse_sdk.training.guard import (
     si_sdr_db,
 )
 from pse_sdk.training.network import build_network
-from pse_sdk.training.pseudo_mixtures import Items, Method, NoiseBanks, Pair
+from pse_sdk.training.pseudo_mixtures import Items, Method, NoiseBank, NoiseBanks, Pair
 from pse_sdk.training.specialist import Job, judge_retreating
 
 N_FRAMES = 1200
@@ -46,7 +46,8 @@ def material() -> HeldOut:
     ones = np.ones(N_FRAMES)
     pair = Pair(Stretch(speech, FrameAnalysis(ones, ones * 0.9, ones * 20)), speech)
     rng = np.random.default_rng(1)
-    noises = [NoiseBanks((Bank.of([rng.standard_normal(100_000).astype(np.float32)], [1.0]),), (1.0,)) for _ in "ab"]
+    banks = [Bank.of([rng.standard_normal(100_000).astype(np.float32)], [1.0]) for _ in "ab"]
+    noises = [NoiseBanks((NoiseBank(bank, 1.0),)) for bank in banks]
     return held_out([pair], *noises, most_segments=4, seed=0)
 
 

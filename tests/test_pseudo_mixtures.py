@@ -13,6 +13,7 @@ from pse_sdk.training.pseudo_mixtures import (
     METHODS,
     SEGMENT_FRAMES,
     Method,
+    NoiseBank,
     NoiseBanks,
     Pair,
     PseudoMixtures,
@@ -37,7 +38,7 @@ def pair(rng: np.random.Generator) -> Pair:
 
 @pytest.fixture
 def noises(rng: np.random.Generator) -> NoiseBanks:
-    return NoiseBanks((Bank.of([rng.standard_normal(40_000).astype(np.float32)], [1.0]),), (1.0,))
+    return NoiseBanks((NoiseBank(Bank.of([rng.standard_normal(40_000).astype(np.float32)], [1.0]), 1.0),))
 
 
 def draw(pair: Pair, noises: NoiseBanks, method: Method, n: int = 64, seed: int = 0):
@@ -105,8 +106,20 @@ def test_the_same_seed_draws_the_same_items(pair, noises):
 def test_noise_is_drawn_at_unit_level_whatever_bank_it_comes_from(rng):
     quiet = Bank.of([rng.standard_normal(30_000).astype(np.float32) * 1e-3], [1.0])
     loud = Bank.of([rng.standard_normal(500).astype(np.float32)], [1.0])
-    noise = NoiseBanks((quiet, loud), (0.5, 0.5)).draw(20, 8000, torch.Generator().manual_seed(0))
+    noise = NoiseBanks((NoiseBank(quiet, 0.5), NoiseBank(loud, 0.5))).draw(20, 8000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(noise.square().mean(1), torch.ones(20), rtol=1e-2, atol=0)
+
+
+def test_foreign_noises_are_of_more_colours_than_the_user_s_own(rng):
+    clip = rng.standard_normal(100_000).astype(np.float32)
+
+    def colours(is_foreign: bool) -> torch.Tensor:
+        """The level below 1 kHz of forty draws of one white noise against all of it, dB."""
+        bank = NoiseBank(Bank.of([clip], [1.0]), 1.0, is_foreign)
+        power = torch.fft.rfft(NoiseBanks((bank,)).draw(40, 16_000, torch.Generator().manual_seed(0))).abs().square()
+        return 10 * torch.log10(power[:, :1000].sum(1) / power.sum(1))
+
+    assert 2 * colours(False).std() < colours(True).std()
 
 
 def test_every_method_can_be_asked_for():
@@ -164,8 +177,9 @@ def test_finetuning_draws_nothing_but_clean_speech(pair, noises):
 def test_short_noises_are_repeated_and_count_as_what_they_are():
     short, long = np.arange(1, 1001, dtype=np.float32), np.ones(LEAST_CLIP + 5, np.float32)
     banks = noise_banks(([short, np.zeros(0, np.float32), long], 0.7), ([np.zeros(9, np.float32)], 0.3))
-    bank, = banks.banks
-    assert banks.shares == (0.7,)
+    (kind,) = banks.banks
+    bank = kind.clips
+    assert kind.share == 0.7
     assert bank.lengths.tolist() == [LEAST_CLIP, LEAST_CLIP + 5] and bank.weights.tolist() == [1000, LEAST_CLIP + 5]
     repeated = bank.samples[:LEAST_CLIP]
     assert torch.equal(repeated[1000:2000], torch.from_numpy(short)) and repeated[-1] == short[LEAST_CLIP % 1000 - 1]

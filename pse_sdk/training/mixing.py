@@ -15,6 +15,7 @@ from ..errors import SettingsError
 from .corpus import Corpus
 
 JUDGED_EQUALISER_DB = 8.0
+EQUALISER_POINTS = 7
 GROUP = 4       # neighbours in a batch that exchange their noises; nothing else passes from one item to another
 
 
@@ -62,6 +63,14 @@ def active_rms(speech: Tensor) -> Tensor:
     power = speech[:, : speech.shape[1] // 400 * 400].unflatten(1, (-1, 400)).square().mean(2)
     active = (power > power.amax(1, keepdim=True) * 1e-3).float()
     return ((power * active).sum(1, keepdim=True) / active.sum(1, keepdim=True).clamp_min(1) + 1e-10).sqrt()
+
+
+def equalised(signals: Tensor, most_db: float, generator: torch.Generator) -> Tensor:
+    """Each of `signals` [B, T] through an equaliser of its own: smooth, by up to `most_db`."""
+    length = signals.shape[1]
+    points = most_db * (2 * torch.rand(len(signals), EQUALISER_POINTS, generator=generator) - 1)
+    spectrum = torch.fft.rfft(signals)
+    return torch.fft.irfft(spectrum * _gains(points, spectrum.shape[1]), length)
 
 
 class Mixer:
@@ -144,15 +153,10 @@ class Mixer:
     def _filtered(self, signals: Tensor, draws: "_Draws", equaliser_db: float,
                   rooms: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """A random smooth equaliser, and `rooms`: for the items of some numbers the rooms of others."""
-        length, n_points = signals.shape[1], 7
-        points = draws.uniform(-equaliser_db, equaliser_db, n_points)
-        # points lie evenly in log-frequency from 60 Hz to 8 kHz
-        frequency = self._frequencies(self._n_fft // 2 + 1).clamp_min(60)
-        position = torch.log(frequency / 60) / np.log(STFT.sample_rate / 2 / 60) * (n_points - 1)
-        low = position.long().clamp_max(n_points - 2)
-        share = position - low
-        curve = 10 ** (torch.lerp(points[:, low], points[:, low + 1], share) / 20)
-        spectrum = torch.fft.rfft(signals, self._n_fft) * curve
+        length = signals.shape[1]
+        points = draws.uniform(-equaliser_db, equaliser_db, EQUALISER_POINTS)
+        spectrum = torch.fft.rfft(signals, self._n_fft)
+        spectrum = spectrum * _gains(points, spectrum.shape[1])
         if rooms is not None and len(rooms[0]):
             response = self.corpus.rooms.beginnings(rooms[1], self._n_fft - length)
             response = response / response.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
@@ -202,6 +206,16 @@ class _Draws:
 def exchanged(items: Tensor, by: int) -> Tensor:
     """Every item of [B, ...] with that of the one `by` places before it in its group."""
     return items.unflatten(0, (-1, GROUP)).roll(by, dims=1).flatten(0, 1)
+
+
+def _gains(points: Tensor, n_bins: int) -> Tensor:
+    """Of an equaliser, [B, n_bins] from 0 Hz to half the rate, through `points` [B, n] in dB that lie evenly in
+    log-frequency from 60 Hz on."""
+    n_points, highest = points.shape[1], STFT.sample_rate / 2
+    frequency = torch.linspace(0, highest, n_bins, device=points.device).clamp_min(60)
+    position = torch.log(frequency / 60) / np.log(highest / 60) * (n_points - 1)
+    low = position.long().clamp_max(n_points - 2)
+    return 10 ** (torch.lerp(points[:, low], points[:, low + 1], position - low) / 20)
 
 
 def _coloured_noise(seeds: tuple[int, ...], length: int, slope: Tensor) -> Tensor:

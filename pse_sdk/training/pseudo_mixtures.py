@@ -11,15 +11,16 @@ from ..config import STFT
 from ..purification import FrameAnalysis
 from ..segments import Stretch, pauses
 from .corpus import Bank
-from .mixing import active_rms
+from .mixing import active_rms, equalised
 
 SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
-VOICE_SHARE, VOICE_SNR_RANGE_DB = 0.6, (-5.0, 15.0)     # where other voices are to be removed
+VOICE_SHARE, VOICE_SNR_RANGE_DB = 0.5, (-5.0, 15.0)     # where other voices are to be removed
 CLEAN_BESIDE_VOICES = 2.0   # times as many items of clean speech there, or the own voice suffers with the others
 CLEAN_SNR_DB = 35.0
 FINETUNING_RATE = 5e-4      # seconds of speech are soon learnt by heart
 RANDOM_START_RATE = 2e-3    # there is nothing to forget
+OWN_SPEED_CHANGE, FOREIGN_SPEED_CHANGE, FOREIGN_EQUALISER_DB = 0.1, 0.3, 8.0     # of noises
 FADED_SHARE, FADE_DB, FADE_FRAMES = 0.7, 40.0, 10
 MARGIN_DB = 8.0             # injected noise is at least this much louder than what the recording holds already:
                             # a fainter one teaches the network to keep the recording's own noise
@@ -44,7 +45,7 @@ class Method:
 
 # Frames count alike: the teacher's speech can be trusted where the recording cannot. More noise alone than the others:
 # the perceptual loss, which counts speech only, would leave pauses louder.
-TEACHER = Method(pauses_are_silent=True, teacher_targets=True, remix_share=0.5, clean_share=0.13, noise_share=0.2,
+TEACHER = Method(pauses_are_silent=True, teacher_targets=True, remix_share=0.5, clean_share=0.16, noise_share=0.2,
                  told_start=True)
 METHODS = {
     "pseudose": Method(),
@@ -99,21 +100,32 @@ class Contrasts:
 
 
 @dataclass(frozen=True)
-class NoiseBanks:
-    """Noises to inject and how often each bank is used."""
+class NoiseBank:
+    """Noises of one kind, and how often they are used against those of others."""
 
-    banks: tuple[Bank, ...]
-    shares: tuple[float, ...]
+    clips: Bank
+    share: float
+    is_foreign: bool = False    # not the user's: varied more, for what else there is in the world
+
+
+@dataclass(frozen=True)
+class NoiseBanks:
+    """Noises to inject."""
+
+    banks: tuple[NoiseBank, ...]
 
     def draw(self, n: int, length: int, generator: torch.Generator) -> Tensor:
         """`n` noises [n, length] of unit RMS."""
-        shares = torch.tensor(self.shares, dtype=torch.float64)
+        shares = torch.tensor([bank.share for bank in self.banks], dtype=torch.float64)
         choice = torch.multinomial(shares, n, replacement=True, generator=generator)
         noise = torch.empty(n, length)
         for i, bank in enumerate(self.banks):
             index = (choice == i).nonzero().squeeze(1)
             if len(index):
-                noise[index] = bank.draw(len(index), length, generator, max_speed_change=0.1)
+                speed_change = FOREIGN_SPEED_CHANGE if bank.is_foreign else OWN_SPEED_CHANGE
+                noise[index] = bank.clips.draw(len(index), length, generator, max_speed_change=speed_change)
+                if bank.is_foreign:
+                    noise[index] = equalised(noise[index], FOREIGN_EQUALISER_DB, generator)
         return noise / (noise.square().mean(1, keepdim=True) + 1e-10).sqrt()
 
 

@@ -28,15 +28,16 @@ from .graph import network_of
 from .guard import HeldOut, Score, held_out, judge
 from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
-from .pseudo_mixtures import AUTO, METHODS, SEGMENT_FRAMES, Method, NoiseBanks, Pair, PseudoMixtures
+from .pseudo_mixtures import AUTO, METHODS, SEGMENT_FRAMES, Method, NoiseBank, NoiseBanks, Pair, PseudoMixtures
 from .teacher import Teacher
 from .user_network import load_user_network
 from .voices import others_from
 
 LEAST_SPEECH_SECONDS = 20.0
 LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own error is several dB
-FOREIGN_SECONDS, FOREIGN_CLIPS = 6.0, 40
-N_SYNTHETIC_VOICES = 8
+FOREIGN_SECONDS = 4.0
+FOREIGN_CLIPS, JUDGING_FOREIGN_CLIPS = 160, 40      # with 20, a specialist lost 1.4 dB in a car, in few steps
+VOICE_SECONDS, N_SYNTHETIC_VOICES = 6.0, 8
 LEAST_CLIP = 2 * SEGMENT_FRAMES * STFT.hop_length   # of noise, when drawn from
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 LEAST_TRAINING_SECONDS = 5.0
@@ -224,17 +225,17 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     for name, part in split(join_short(clean)).items():
         pairs[name] += map(Pair.of_clean, part)
     rng = np.random.default_rng(job.seed)
-    foreign = [foreign_noise(FOREIGN_SECONDS, rng) for _ in range(FOREIGN_CLIPS)]
+    foreign = [foreign_noise(FOREIGN_SECONDS, rng) for _ in range(FOREIGN_CLIPS + JUDGING_FOREIGN_CLIPS)]
     harvested = {name: harvest_pauses(part) for name, part in parts.items()}
     facts["seconds_of_noise"] = round(seconds_of(harvested["training"]), 1)
     residuals = {name: [pair.residual for pair in part if not pair.is_true] for name, part in pairs.items()}
     enough = seconds_of(harvested["training"]) >= LEAST_HARVEST_SECONDS
     noises = noise_banks((harvested["training"] if enough else (), 0.5), (residuals["training"], 0.2),
-                         (foreign[: FOREIGN_CLIPS // 2], 0.15 if job.noise else 0.3), (job.noise, 0.15))
+                         (job.noise, 0.15), foreign=(foreign[:FOREIGN_CLIPS], 0.1 if job.noise else 0.25))
     voices = {name: _voices(job, name, part, rng) for name, part in pairs.items()}
     judged = {}
     for i, name in enumerate(("validation", "guard")):
-        others = noise_banks((foreign[FOREIGN_CLIPS // 2:][i::2], 1.0))
+        others = noise_banks((foreign[FOREIGN_CLIPS:][i::2], 1.0))
         enough = seconds_of(harvested[name]) >= LEAST_JUDGED_SECONDS
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
         judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], most_segments=12,
@@ -396,16 +397,22 @@ def _stretch(samples: np.ndarray, predictor: FramePredictor, estimate: np.ndarra
                    None if estimate is None else estimate[:whole])
 
 
-def noise_banks(*kinds: tuple[Sequence[np.ndarray], float]) -> NoiseBanks:
+def noise_banks(*kinds: tuple[Sequence[np.ndarray], float],
+                foreign: tuple[Sequence[np.ndarray], float] = ((), 0.0)) -> NoiseBanks:
     """A bank for every kind of noise that is there: its clips [T], and how often it is used against the others.
 
     Short clips are repeated beforehand: starting over while drawing takes three times as long.
+
+    Args:
+        foreign: to train with, not the user's.
     """
-    found = [([clip for clip in clips if len(clip)], share) for clips, share in kinds
-             if any(np.any(clip) for clip in clips)]
-    return NoiseBanks(tuple(Bank.of([np.resize(clip, max(len(clip), LEAST_CLIP)) for clip in clips],
-                                    [float(len(clip)) for clip in clips]) for clips, _ in found),
-                      tuple(share for _, share in found))
+    banks = []
+    for clips, share, is_foreign in (*((*kind, False) for kind in kinds), (*foreign, True)):
+        found = [clip for clip in clips if len(clip)]
+        if any(map(np.any, found)):
+            long_enough = [np.resize(clip, max(len(clip), LEAST_CLIP)) for clip in found]
+            banks.append(NoiseBank(Bank.of(long_enough, [float(len(clip)) for clip in found]), share, is_foreign))
+    return NoiseBanks(tuple(banks))
 
 
 def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator) -> NoiseBanks | None:
@@ -418,7 +425,7 @@ def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator
     judging = {3: "validation", 4: "guard"}
     given = [voice for i, voice in enumerate(job.voices) if judging.get(i % 5, "training") == name]
     made = others_from([pair.enhanced for pair in pairs], rng)
-    synthetic = [synthetic_voice(int(FOREIGN_SECONDS * STFT.sample_rate), rng) for _ in range(N_SYNTHETIC_VOICES)]
+    synthetic = [synthetic_voice(int(VOICE_SECONDS * STFT.sample_rate), rng) for _ in range(N_SYNTHETIC_VOICES)]
     return noise_banks((made, 0.4 if given else 0.8), (synthetic, 0.2), (given, 0.4))
 
 
