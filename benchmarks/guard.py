@@ -17,7 +17,8 @@ import argparse
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,7 @@ from user_scores import digest_of_package, read
 
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.tables import environment, environment_line, format_table, write_results
-from pse_sdk.training.fit import fit
-from pse_sdk.training.guard import Score, gains_db
+from pse_sdk.training.guard import gains_db
 from pse_sdk.training.network import Denoiser
 from pse_sdk.training.specialist import (
     RETREATS,
@@ -38,7 +38,9 @@ from pse_sdk.training.specialist import (
     interpolate,
     judge_retreating,
     load_generalist,
+    network_before_training,
     prepare,
+    train,
 )
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -97,33 +99,35 @@ def main() -> None:
 
     above = {**environment(), "size": args.size, "seed": args.seed}
     start = load_generalist(args.size)
-    materials = {folder.name: material for folder in folders
-                 if (material := material_of(folder, args.size, args.seed)) is not None}
-    trained = {name: specialists(name, material, start, args) for name, material in materials.items()}
+    prepared = {folder.name: found for folder in folders
+                if (found := material_of(folder, args.size, args.seed)) is not None}
+    trained = {name: specialists(name, job, material, start, args) for name, (job, material) in prepared.items()}
     decisions = []
     for folder in folders:
-        if folder.name in materials:
-            for decision in decide(folder, materials[folder.name], start, trained, args.seed):
+        if folder.name in prepared:
+            for decision in decide(folder, prepared[folder.name][1], start, trained, args.seed):
                 decisions.append(decision)
                 print(decision, flush=True)
 
-    page = (f"# The guard\n\n{environment_line(above)}\n\n{len(decisions)} decisions on {len(materials)} users\n\n"
-            f"{format_table(summary(decisions))}\n\n{format_table(by_check(decisions))}\n\n{NOTES}")
+    page = (f"# The guard\n\n{environment_line(above)}\n\n{len(decisions)} decisions on {len(prepared)} users, size "
+            f"{args.size}\n\n{format_table(summary(decisions))}\n\n{format_table(by_check(decisions))}\n\n{NOTES}")
     write_results(page, {"environment": above, "decisions": [asdict(decision) for decision in decisions]},
                   args.out.with_suffix(".md"), args.out.with_suffix(".json"))
     print(f"\n{page}")
 
 
-def material_of(folder: Path, size: str, seed: int) -> Material | None:
+def material_of(folder: Path, size: str, seed: int) -> tuple[Job, Material] | None:
     recordings = [read(path) for path in sorted((folder / "recordings").glob("*.wav"))]
+    job = Job(recordings, size=size, deadline=inf, budget_seconds=inf, seed=seed)
     try:
-        return prepare(Job(recordings, size=size, deadline=float("inf"), seed=seed), {})
+        return job, prepare(job, {})
     except NoSpecialist as reason:
         print(f"{folder.name}: left out, {reason}")
         return None
 
 
-def specialists(user: str, material: Material, start: Denoiser, args: argparse.Namespace) -> dict[int, Denoiser]:
+def specialists(user: str, job: Job, material: Material, start: Denoiser, args: argparse.Namespace
+                ) -> dict[int, Denoiser]:
     """The user's own, by number of steps."""
     found, package = {}, digest_of_package(args.size)
     for steps in STEPS:
@@ -134,8 +138,9 @@ def specialists(user: str, material: Material, start: Denoiser, args: argparse.N
         else:
             began = time.monotonic()
             torch.manual_seed(args.seed)
-            mixtures, score = copy.deepcopy(material.mixtures), Score(start, material.validation)
-            network = fit(start, mixtures, score, seconds=float("inf"), steps=steps).network
+            first = network_before_training(job, material, start)
+            untouched = replace(material, mixtures=copy.deepcopy(material.mixtures))
+            network = train(replace(job, steps=steps), untouched, start, first, {}).network
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             save_file(network.state_dict(), partial)

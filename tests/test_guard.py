@@ -233,8 +233,9 @@ def test_some_of_the_voices_that_are_given_only_judge():
     job = Job([], others="remove", voices=voices)
     ones = np.ones(N_FRAMES)
     pair = Pair(Stretch(voice(N_FRAMES * STFT.hop_length, 0), FrameAnalysis(ones, ones, ones)), voices[0])
-    heard = {name: specialist._voices(job, name, [pair], rng).banks[-1] for name in ("training", "validation", "guard")}
-    found = {name: sorted({int(v) for v in bank.samples.unique() if v}) for name, bank in heard.items()}
+    heard = {name: specialist._voices(job, name, [pair], rng) for name in ("training", "validation", "guard")}
+    found = {name: sorted({int(v) for v in voices.banks[-1].clips.samples.unique() if v})
+             for name, voices in heard.items()}
     assert found == {"training": [1, 2, 3, 6, 7, 8], "validation": [4, 9], "guard": [5, 10]}
 
 

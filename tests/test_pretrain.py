@@ -224,6 +224,15 @@ def test_weights_that_do_not_fit_are_refused(corpus, tmp_path, content):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_disturbs_counts_as_much_as_asked(corpus, tmp_path, uninterrupted):
+    train(corpus, tmp_path, **{"disturbance-weight": 0.5})
+    assert rows_of(tmp_path)[0]["training_loss"] > rows_of(uninterrupted)[0]["training_loss"] + 0.1
+    with pytest.raises(SettingsError, match="--disturbance-weight 0.5, not 0.15"):
+        train(corpus, tmp_path, steps=12)
+    with pytest.raises(SettingsError, match="speaker_embedding has another"):
+        train(corpus, tmp_path / "other", what="speaker_embedding", **{"disturbance-weight": 0.5})
+
+
 @pytest.mark.parametrize("seconds", ["0", "x", "1e9", "nan"])
 def test_mixtures_of_no_useful_length_are_refused(capsys, seconds):
     with pytest.raises(SystemExit):
@@ -238,7 +247,8 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(corpus, tmp_path):
 
 @pytest.mark.parametrize("option, value", [
     ("steps", "-1"), ("steps", "1.5"), ("batch", "-4"), ("threads", "0"), ("seed", "-1"), ("seed", str(2**70)),
-    ("evaluate-every", "0"), ("peak-rate", "nan"), ("peak-rate", "-1"), ("peak-rate", "inf"), ("snrs", "x")])
+    ("evaluate-every", "0"), ("disturbance-weight", "-1"), ("peak-rate", "nan"), ("peak-rate", "-1"),
+    ("peak-rate", "inf"), ("snrs", "x")])
 def test_settings_out_of_range_are_refused_before_anything_is_read(capsys, option, value):
     with pytest.raises(SystemExit):
         pretrain.parse(["--data", ".", "--what", "tiny", "--out", "out", "--steps", "1", f"--{option}", value, "5"][

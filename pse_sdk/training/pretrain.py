@@ -45,7 +45,7 @@ from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogra
 from .mixing import GROUP, Batch, Mixer, MixingConfig
 from .muon import optimizers
 from .network import NETWORKS, Denoiser, build_network
-from .perception import disturbance, intelligibility, perceptual_loss
+from .perception import DISTURBANCE_WEIGHT, disturbance, intelligibility, perceptual_loss
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 from .speaker_network import SpeakerNetwork, evaluate_speakers, speaker_loss
 from .user_network import HEARD_SECONDS, USER, UserDenoiser, UserItems, build_user_network, user_items
@@ -64,17 +64,18 @@ def learning_rate(step: int, n_steps: int, peak: float) -> float:
     return peak * warm_up * min(1.0, max(0.01, remaining))
 
 
-def denoising_loss(network: Denoiser, batch: Batch) -> Tensor:
+def denoising_loss(network: Denoiser, batch: Batch, disturbance_weight: float = DISTURBANCE_WEIGHT) -> Tensor:
     noisy, target = spectrogram(batch.noisy), spectrogram(batch.target)
     estimate, _ = network(noisy, network.initial_state(len(noisy)))
-    return _loss_of_estimate(estimate, target, batch.has_speech)
+    return _loss_of_estimate(estimate, target, batch.has_speech, disturbance_weight)
 
 
-def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor) -> Tensor:
+def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor,
+                      disturbance_weight: float = DISTURBANCE_WEIGHT) -> Tensor:
     """Of spectra [B, N, 2, F]."""
     snr = negative_snr_db(estimate, target)
-    return (compressed_spectrum_loss(estimate, target)
-            + ((SNR_WEIGHT * snr + perceptual_loss(power(estimate), power(target))) * has_speech).mean())
+    heard = perceptual_loss(power(estimate), power(target), disturbance_weight)
+    return compressed_spectrum_loss(estimate, target) + ((SNR_WEIGHT * snr + heard) * has_speech).mean()
 
 
 def user_loss(network: UserDenoiser, batch: Batch) -> Tensor:
@@ -238,6 +239,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start-weights", type=Path, metavar="FILE",
                         help="weights to begin with instead of random ones, such as those of a shipped model (of the "
                              "same size, for a size_user); a run that goes on has its own")
+    parser.add_argument("--disturbance-weight", type=_weight, metavar="WEIGHT", default=DISTURBANCE_WEIGHT,
+                        help="of what disturbs listeners, in the loss of a denoiser: with more of it PESQ is higher, "
+                             "SI-SDR lower (%(default)g)")
     parser.add_argument("--peak-rate", type=_rate, default=2e-3)
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw",
                         help="muon (for matrices) learns more from a step where weights are given; try a rate of 4e-4")
@@ -264,6 +268,10 @@ def _whole(least: int) -> Callable[[str], int]:
 
 def _rate(text: str) -> float:
     return _number(text, 0.0, 1.0)
+
+
+def _weight(text: str) -> float:
+    return _number(text, 0.0, 100.0)
 
 
 def _snr_db(text: str) -> float:
@@ -331,6 +339,10 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
         if args.snrs[0] > args.snrs[1]:
             raise SettingsError(f"--snrs {args.snrs[0]:g} {args.snrs[1]:g}: expected the lower one first")
         task = replace(task, mixing=replace(task.mixing, snr_db=tuple(args.snrs)))
+    if args.disturbance_weight != DISTURBANCE_WEIGHT:
+        if task.loss is not denoising_loss:
+            raise SettingsError(f"--disturbance-weight: it is of the denoisers' loss, and {args.what} has another")
+        task = replace(task, loss=lambda network, batch: denoising_loss(network, batch, args.disturbance_weight))
     seconds_each = task.mixing.length / STFT.sample_rate
     share, rest = divmod(args.batch, GROUP * processes.n_processes())
     if rest or not share:
@@ -353,7 +365,8 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
     checkpoint = args.out / "checkpoint.pt"
     settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": seconds_each,
                 "snrs": list(task.mixing.snr_db), "optimizer": args.optimizer,
-                "speech-share": args.speech_share, "generated-noise": args.generated_noise}
+                "speech-share": args.speech_share, "generated-noise": args.generated_noise,
+                "disturbance-weight": args.disturbance_weight}
     saved = processes.from_first(load_checkpoint(checkpoint) if processes.rank() == 0 else None)
     if saved is not None:
         _check_settings(checkpoint, saved["settings"], settings)
