@@ -16,7 +16,7 @@ from .mixing import active_rms, equalised
 SEGMENT_FRAMES = 160        # 2.56 s
 SNR_RANGE_DB = (-5.0, 10.0)
 VOICE_SHARE, VOICE_SNR_RANGE_DB = 0.5, (-5.0, 15.0)     # where other voices are to be removed
-CLEAN_BESIDE_VOICES = 1.25  # times as many items of clean speech there, or the own voice suffers with the others
+CLEAN_BESIDE_VOICES = 1.5   # times as many items of clean speech there, or the own voice suffers with the others
 CLEAN_SNR_DB = 35.0
 FINETUNING_RATE = 5e-4      # seconds of speech are soon learnt by heart
 RANDOM_START_RATE = 2e-3    # there is nothing to forget
@@ -45,7 +45,7 @@ class Method:
 
 # Frames count alike: the teacher's speech can be trusted where the recording cannot. More noise alone than the others:
 # the perceptual loss, which counts speech only, would leave pauses louder.
-TEACHER = Method(pauses_are_silent=True, teacher_targets=True, remix_share=0.5, clean_share=0.28, noise_share=0.2,
+TEACHER = Method(pauses_are_silent=True, teacher_targets=True, remix_share=0.5, clean_share=0.22, noise_share=0.2,
                  told_start=True)
 METHODS = {
     "pseudose": Method(),
