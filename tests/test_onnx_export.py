@@ -53,9 +53,9 @@ def test_hop_by_hop_the_graph_does_what_training_saw(tiny_network, tiny_model, n
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_torch_and_onnxruntime_agree_over_two_thousand_steps(tiny_network, tiny_model, seed):
-    denoiser = onnx_export.HopDenoiser(onnx_export.round_weights(tiny_network))
+    network = onnx_export.round_weights(tiny_network)
     assert onnx_export.PARITY_STEPS == 2000
-    assert onnx_export.parity_error(denoiser, OnnxDenoiser(tiny_model), seed) < PARITY_TOLERANCE
+    assert onnx_export.parity_error(network, OnnxDenoiser(tiny_model), seed) < PARITY_TOLERANCE
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -141,13 +141,13 @@ def slightly_wrong(model, name, first):
 
 
 def test_whatever_is_wrong_in_the_graph_the_check_finds_it(few_steps, tiny_network, graph):
-    denoiser = onnx_export.HopDenoiser(onnx_export.round_weights(tiny_network))
+    network = onnx_export.round_weights(tiny_network)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     matrices = [name for name, value in constants.items() if value.dtype.kind == "f" and value.size > 3 and value.any()]
     assert len(matrices) > 15
     for name in matrices:
         broken = [OnnxDenoiser(seal(slightly_wrong(graph, name, first).SerializeToString())) for first in (0, 1)]
-        errors = [onnx_export.parity_error(denoiser, other) for other in broken]
+        errors = [onnx_export.parity_error(network, other) for other in broken]
         assert max(errors) > PARITY_TOLERANCE, constants[name].shape
 
 
@@ -166,7 +166,7 @@ def test_a_graph_that_does_something_else_is_not_written(few_steps, monkeypatch,
 
 
 def test_what_rounding_does_to_a_network_is_little(few_steps, tiny_network):
-    assert 0 < onnx_export.rounding_error(onnx_export.HopDenoiser(tiny_network)) < 1e-6
+    assert 0 < onnx_export.rounding_error(tiny_network) < 1e-6
 
 
 @pytest.mark.parametrize("rounding, accepted", [(1e-8, False), (4e-6, False), (1e-5, True)])

@@ -19,40 +19,13 @@ from ..errors import ModelFileError
 from ..model_format import ModelInfo, seal
 from ..onnx_denoiser import OnnxDenoiser
 from .graph import hop_model
-from .network import Denoiser, State
+from .losses import spectrogram, waveform
+from .network import Denoiser
 
 PARITY_STEPS = 2000
+PARITY_FRAMES = 500     # that the network hears at once
 PARITY_TOLERANCE = 1e-5
 ROUNDING_TIMES = 4.0    # of what rounding to float32 does to the network's own outputs, where that is more
-
-
-class HopDenoiser(nn.Module):
-    """A network between analysis and synthesis: a hop of each stream in, a hop out, every memory an argument.
-
-    What the graph has to do, in the plainest words: torch's own transforms, the network's own forward.
-    """
-
-    window: Tensor
-
-    def __init__(self, network: Denoiser) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("window", torch.hann_window(STFT.n_fft).sqrt())
-
-    def initial_state(self, batch: int = 1) -> State:
-        return {**self.network.initial_state(batch),
-                "input": self.window.new_zeros(batch, STFT.delay),
-                "overlap": self.window.new_zeros(batch, STFT.delay)}
-
-    def forward(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
-        """Shape: `samples` and the result [B, hop_length]."""
-        hop = STFT.hop_length
-        frame = torch.cat([state["input"], samples], dim=1) * self.window
-        spectrum = torch.view_as_real(torch.fft.rfft(frame)).transpose(1, 2).unsqueeze(1)
-        enhanced, next_state = self.network(spectrum, {k: v for k, v in state.items() if k not in ("input", "overlap")})
-        enhanced = torch.view_as_complex(enhanced[:, 0].transpose(1, 2).contiguous())
-        output = torch.fft.irfft(enhanced, STFT.n_fft) * self.window
-        return output[:, :hop] + state["overlap"], {**next_state, "input": samples, "overlap": output[:, hop:]}
 
 
 def export_model(network: Denoiser, info: ModelInfo, *, half: bool = True) -> bytes:
@@ -71,10 +44,9 @@ def export_model(network: Denoiser, info: ModelInfo, *, half: bool = True) -> by
     onnx.helper.set_model_props(model, info.to_metadata())
     onnx.checker.check_model(model, full_check=True)
     sealed = seal(model.SerializeToString())
-    denoiser = HopDenoiser(network)
-    error = parity_error(denoiser, OnnxDenoiser(sealed))
+    error = parity_error(network, OnnxDenoiser(sealed))
     if not error <= PARITY_TOLERANCE:
-        limit = max(PARITY_TOLERANCE, ROUNDING_TIMES * rounding_error(denoiser))
+        limit = max(PARITY_TOLERANCE, ROUNDING_TIMES * rounding_error(network))
         if not np.isfinite(error) or not error <= limit:
             raise ModelFileError(f"the exported graph differs from the network by {error:.1e} (at most {limit:.0e}); "
                                  "nothing was written, install the versions in constraints.txt")
@@ -111,42 +83,49 @@ def to_onnx(module: nn.Module, inputs: tuple[Tensor, ...], **names: Any) -> onnx
     return model
 
 
-@torch.no_grad()
-def parity_error(denoiser: HopDenoiser, exported: OnnxDenoiser, seed: int = 0) -> float:
-    """Largest difference of the outputs over 2,000 recurrent steps; infinite where either has a NaN.
+def parity_error(network: Denoiser, exported: OnnxDenoiser, seed: int = 0) -> float:
+    """Largest difference between what a model file makes of 2,000 hops, one after the other, and what its network makes
+    of them in training; infinite where either has a NaN.
 
     Two streams, one of which is silent while the other is not, are enhanced together, and the first of them alone too.
     """
-    state, together, alone, error = denoiser.initial_state(2), exported.initial_state(2), exported.initial_state(), 0.0
-    for samples in _swelling_noise(seed):
-        expected, state = denoiser(torch.from_numpy(samples), state)
+    hops, error = _swelling_noise(seed), 0.0
+    together, alone = exported.initial_state(2), exported.initial_state()
+    for samples, expected in zip(hops, _enhanced(network, hops), strict=True):
         both, together = exported.step(samples, together)
         first, alone = exported.step(samples[:1], alone)
-        error = max(error, _difference(expected.numpy(), both), _difference(expected.numpy()[:1], first))
+        error = max(error, _difference(expected, both), _difference(expected[:1], first))
     return error
 
 
-@torch.no_grad()
-def rounding_error(denoiser: HopDenoiser, seed: int = 0) -> float:
+def rounding_error(network: Denoiser, seed: int = 0) -> float:
     """Largest difference of the network's outputs from those of the same network in float64.
 
     Some networks are more sensitive than others: they make more of the last bit, whoever computes them.
     """
-    exact = copy.deepcopy(denoiser).double()
-    state, exact_state, error = denoiser.initial_state(2), exact.initial_state(2), 0.0
-    for samples in map(torch.from_numpy, _swelling_noise(seed)):
-        rounded, state = denoiser(samples, state)
-        expected, exact_state = exact(samples.double(), exact_state)
-        error = max(error, _difference(expected.numpy(), rounded.numpy()))
-    return error
+    hops = _swelling_noise(seed)
+    exact = _enhanced(copy.deepcopy(network).double(), hops.astype(np.float64))
+    return _difference(exact, _enhanced(network, hops))
 
 
-def _swelling_noise(seed: int) -> Iterator[np.ndarray]:
-    """Hops [2, hop] of noise that swells and fades, from digital silence through what barely counts as sound."""
-    rng = np.random.default_rng(seed)
-    for step in range(PARITY_STEPS):
-        levels = np.maximum(0.0, 0.3 * np.sin(step / 50.0 + np.array([[0.0], [np.pi]])) ** 3)
-        yield (levels * rng.standard_normal((2, STFT.hop_length))).astype(np.float32)
+@torch.no_grad()
+def _enhanced(network: Denoiser, hops: np.ndarray) -> np.ndarray:
+    """Hops [N, B, hop] as training hears them, delayed by `STFT.delay`."""
+    spectra = spectrogram(torch.from_numpy(hops).transpose(0, 1).flatten(1))
+    state, found = network.initial_state(len(spectra)), []
+    for some in spectra.split(PARITY_FRAMES, 1):
+        enhanced, state = network(some, state)
+        found.append(enhanced)
+    samples = waveform(torch.cat(found, 1))
+    return samples.unflatten(1, (len(hops), -1)).transpose(0, 1).numpy()
+
+
+def _swelling_noise(seed: int) -> np.ndarray:
+    """Hops [N, 2, hop] of noise that swells and fades, from digital silence through what barely counts as sound."""
+    steps = np.arange(PARITY_STEPS)[:, None, None]
+    levels = np.maximum(0.0, 0.3 * np.sin(steps / 50.0 + np.array([[0.0], [np.pi]])) ** 3)
+    noise = np.random.default_rng(seed).standard_normal((PARITY_STEPS, 2, STFT.hop_length))
+    return (levels * noise).astype(np.float32)
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
