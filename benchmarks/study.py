@@ -56,8 +56,9 @@ from user_scores import (
 from pse_sdk import Enhancer
 from pse_sdk.benchmark import installed_generalists
 from pse_sdk.benchmark_page import Point, plots_page, scatter_svg
-from pse_sdk.errors import PseError
+from pse_sdk.errors import PersonalizationError, PseError
 from pse_sdk.job import METHODS
+from pse_sdk.report import KEPT
 from pse_sdk.tables import environment, environment_line, write_results
 
 AXES = {"minutes": "minutes of recordings", "clean_seconds": "seconds of clean speech"}
@@ -263,6 +264,8 @@ def study(task: Task, settings: Settings) -> Row:
                                 steps=settings.steps)
     report = mine.report
     assert report is not None
+    if report.status == KEPT and not report.n_steps:
+        raise PersonalizationError(report.summary)     # no verdict on a specialist: there was no time to train one
     return Row(task.user.name, condition, report.status, report.summary, n_steps=report.n_steps,
                n_parameters=mine.n_parameters, held_out_gain_db=report.gain_db if report.n_steps else nan,
                snr_db=nan if report.snr_db is None else report.snr_db, seconds_of_clean=report.seconds_of_clean,

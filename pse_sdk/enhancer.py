@@ -210,9 +210,9 @@ class Enhancer:
 
         Args:
             recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of
-                speech is little, five are plenty. Of more than 10 minutes (5 where others are removed, less with a
-                budget below 170 s) those are used in which most happens, of more than an hour the first hour is read;
-                of anything else at most ten minutes. A take that is given twice counts once. What seems to be clipped,
+                speech is little, five are plenty. Of more than 6 minutes (4 where others are removed) those are used in
+                which most happens; of more than an hour an hour is read, the same share of every recording; of
+                anything else at most ten minutes. A take that is given twice counts once. What seems to be clipped,
                 music, a telephone or several talkers is named in the report.
             clean: of the user as well, but without noise (close to the microphone, in a quiet room): seconds help, a
                 minute helps more. What does not sound clean is used as a noisy recording, and noted.

@@ -46,16 +46,19 @@ SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS = 20.0, 24 * 3600.0
 LONGEST_SECONDS, LONGEST_OTHER_SECONDS = 3600.0, 600.0      # of recordings, and of each other kind, that are read
 # glibc returns every large array to the system and faults it in again, at a third of the time of a training step
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+# threads that wait for each other keep their cores busy: beside another program, two take ten times as long as one
+GIVE_WAY = {"OMP_WAIT_POLICY": "passive"}
 _BLOCK = 60 * STFT.sample_rate  # samples that are taken or left together, where not all of them are used
 LEAST_SWING_DB = 6.0            # between quiet and loud where somebody speaks; steady noise has half of it
 CHECKPOINT_HEADER = b"pse_sdk checkpoint\n"
 """How a checkpoint's file begins. Nothing else is ever overwritten or removed as one."""
-# Of recordings: more is not learnt within a budget of minutes, and takes memory. Other voices take some of it, too.
-MOST_SECONDS = {"keep": 10 * 60.0, "remove": 5 * 60.0}
-RECORDED_PER_BUDGET, LEAST_OF_MANY_SECONDS = 3.5, 400.0     # less of them where the budget is small
+# Of recordings: six minutes were worth no more than four, and take time and memory. Other voices take some, too.
+MOST_SECONDS = {"keep": 360.0, "remove": 240.0}
 IN_USE = "in_use"
 """A file in the job's folder that is locked while the process that made it lives."""
 FOLDER_PREFIX = "pse-"
+QUIETEST_ESTIMATE = 1e-6    # of the recordings' energy: what another teacher returns is silence below it
+LEAST_PART, MOST_PART = 0.5, 5.0     # see `_check_estimates`; a mask of a third everywhere has 3
 REST = "rest"
 """While a file of this name is in the job's folder, training rests."""
 OVERTIME_SECONDS = 60.0         # beyond the budget, after which the child counts as stuck
@@ -107,14 +110,14 @@ def run_job(
     settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
     deadline = settings["deadline"] = time.monotonic() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
-    read = read_recordings(recordings, max_seconds=LONGEST_SECONDS)
+    read = read_recordings(recordings, max_seconds=LONGEST_SECONDS, evenly=True)
     given, foreign, talkers = (_read_others(source, name) for name, source in (
         ("clean", clean), ("noise", noise), ("voices", voices)))
     settings["notes"] = [f"{kind} {i + 1}: {note}" for kind, sounds in (
         ("recording", read), ("clean recording", given), ("noise", foreign), ("recording of voices", talkers))
         for i, sound in enumerate(sounds) for note in sound.notes]
     read, twice = _without(read, given)
-    read, cut = at_most(read, most_seconds(others, settings["budget_seconds"]))
+    read, cut = at_most(read, MOST_SECONDS[others])
     settings["notes"] += [*twice, *cut]
     estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
     _remove_abandoned()
@@ -166,11 +169,6 @@ def _without(recordings: list[Recording], clean: list[Recording]) -> tuple[list[
     kept = [recording for recording in recordings if not any(is_copy(other, recording) for other in clean)]
     n_left = len(recordings) - len(kept)
     return kept, (f"{n_left} of {len(recordings)} recordings are given as clean, too: used as that",) if n_left else ()
-
-
-def most_seconds(others: str, budget_seconds: float) -> float:
-    """Of recordings that are learnt from: the teacher has to hear them all before training starts."""
-    return min(MOST_SECONDS[others], max(LEAST_OF_MANY_SECONDS, RECORDED_PER_BUDGET * budget_seconds))
 
 
 def at_most(recordings: list[Recording], seconds: float) -> tuple[list[Recording], tuple[str, ...]]:
@@ -266,6 +264,8 @@ def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Rec
     for i, recording in enumerate(recordings):
         _tell(on_progress, Progress("teach", 0.0, max(0.0, deadline - time.monotonic()),
                                     f"asking the teacher, recording {i + 1} of {len(recordings)}"))
+        if time.monotonic() > deadline:
+            return []       # the training process will say that no time is left
         answer = teacher(recording.samples.copy())
         try:
             given = np.asarray(answer)
@@ -278,7 +278,26 @@ def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Rec
             raise SettingsError(f"teacher: expected as many finite floats as it was given, {recording.samples.shape}, "
                                 f"and got {given.dtype} {given.shape}; look for NaN and Inf, too")
         found.append(Recording(floats, recording.name))
+    _check_estimates(recordings, found)
     return found
+
+
+def _check_estimates(recordings: list[Recording], estimates: list[Recording]) -> None:
+    """Speech is a part of its recording: how much of an estimate is in there says whether it can be one.
+
+    Where recording x = speech s + noise that has nothing to do with it, <s, x> / <s, s> is one, and more where the
+    estimate holds too little of it. It is near zero for what comes later or is somebody else's, negative for what is
+    inverted, and another number at another level.
+    """
+    pairs = [(estimate.samples.astype(np.float64), recording.samples)
+             for recording, estimate in zip(recordings, estimates, strict=True)]
+    energy = sum(float(estimate @ estimate) for estimate, _ in pairs)
+    if energy <= QUIETEST_ESTIMATE * sum(float(np.square(heard, dtype=np.float64).sum()) for _, heard in pairs):
+        raise SettingsError("teacher: it hears no speech in any recording, what it returns is silence")
+    share = sum(float(estimate @ heard) for estimate, heard in pairs) / energy
+    if not LEAST_PART <= share <= MOST_PART:
+        raise SettingsError("teacher: what it returns is no part of the recordings, as speech is; look whether it is "
+                            f"later or earlier, inverted or at another level (<s, x> / <s, s> is {share:.2g}, not 1)")
 
 
 def _new_folder() -> tuple[Path, IO[bytes]]:
@@ -334,7 +353,7 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
         PersonalizationCancelled, PersonalizationError: it was stopped, or ended without a report.
     """
     threads = str(settings["threads"])
-    environment = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment = {**os.environ, **KEEP_MEMORY, **GIVE_WAY, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")      # or torch leaves a folder beside ours
     given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).absolute().parent.parent),
@@ -387,9 +406,12 @@ def _run_child(folder: Path, settings: dict[str, object], deadline: float,
         raise PersonalizationError(f"the training process had not ended {OVERTIME_SECONDS:.0f} s after its budget "
                                    "and was stopped; the model in use is unchanged, try again on a less busy machine")
     if not (folder / "report.json").exists():
+        checkpoint = settings["checkpoint"]
+        what_next = ("the same call goes on from the checkpoint" if checkpoint and _is_checkpoint(Path(str(checkpoint)))
+                     else "try again or with fewer recordings")
         last = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise PersonalizationError(f"the training process ended with code {child.returncode} ({last[0][:300]}); "
-                                   "the model in use is unchanged, try again or with fewer recordings")
+                                   f"the model in use is unchanged, {what_next}")
 
 
 def _message(line: bytes) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .stft import frame_power
 
 logger = logging.getLogger(__name__)
 
+LEAST_SHARE_SECONDS = 60.0      # of one recording, where many have to share the time
 SHORTEST_SECONDS = 0.2
 
 _SILENCE = 1e-4  # a swing of 3 steps of 16 bits, -80 dBFS: no microphone in a room is that quiet
@@ -78,7 +79,7 @@ class Recording:
         return self._level_spectra[n_fft]
 
 
-def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 4 * 3600.0,
+def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 4 * 3600.0, evenly: bool = False,
                     on_bad: Literal["raise", "skip"] = "raise") -> list[Recording]:
     """Read what a user gives as mono float32 at 16 kHz. What can be mended is mended, and noted.
 
@@ -87,6 +88,8 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
             AMR, 3GP, AAC, MKV, MOV), a folder (searched with its subfolders for such suffixes, sorted, hidden
             files left out), or `(samples, sample_rate)` with samples as `as_float32` takes them.
         max_seconds: reading stops when the recordings last this long together.
+        evenly: read no more of any recording than its share of `max_seconds` (or a minute, if that is more), so that
+            the first ones do not take the place of all others.
         on_bad: "raise" refuses everything when one recording is bad; "skip" leaves bad ones out, logs a warning
             for each, and lists them in the notes of the last recording.
 
@@ -123,14 +126,19 @@ def read_recordings(sources: Source | Iterable[Source], *, max_seconds: float = 
         logger.warning("left out: %s", error)
         remarks.append(f"left out: {error}")
 
-    for open_input in _inputs(sources, leave_out):
+    inputs: Iterable[Callable[[], AudioReader | _Samples]] = _inputs(sources, leave_out)
+    most_of_each = max_seconds
+    if evenly:
+        inputs = list(inputs)
+        most_of_each = max(LEAST_SHARE_SECONDS, max_seconds / max(1, len(inputs)))
+    for open_input in inputs:
         seconds_left = max_seconds - sum(recording.seconds for recording in recordings)
         if seconds_left < SHORTEST_SECONDS:
             remarks.append(f"further recordings were not read: {max_seconds:g} s in all are the most")
             break
         try:
             with closing(open_input()) as source:
-                recording = _read(source, seconds_left)
+                recording = _read(source, min(seconds_left, most_of_each))
         except AudioError as error:
             leave_out(error)
             continue

@@ -1,6 +1,7 @@
 """What personalization did, in numbers and in words."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,12 +55,23 @@ class Report:
         return self.status == ACCEPTED
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        """What is no number (of a model that broke) becomes null."""
+        def finite(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: finite(one) for name, one in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [finite(one) for one in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return json.dumps(finite(asdict(self)), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
         values: dict[str, Any] = json.loads(text)
-        values["checks"] = tuple(Check(**check) for check in values["checks"])
+        values["checks"] = tuple(Check(**{**check, "value": math.nan if check["value"] is None else check["value"]})
+                                 for check in values["checks"])
+        if values["gain_db"] is None:
+            values["gain_db"] = math.nan
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**{**values, **lists})
 

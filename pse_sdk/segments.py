@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -37,11 +36,6 @@ class Stretch:
     def n_frames(self) -> int:
         return len(self.frames.speech)
 
-    @cached_property
-    def first_power(self) -> np.ndarray:
-        """Power spectra [N, F] of its first minutes, for what is said of a recording."""
-        return power_spectrogram(self.samples[:LOOKED_AT_FRAMES * STFT.hop_length])
-
     @property
     def seconds_of_speech(self) -> float:
         return float((self.frames.speech > 0.5).sum()) * STFT.hop_seconds
@@ -55,6 +49,11 @@ class Stretch:
         power = frame_power(self.samples)[speech]
         noise = power / (1 + 10 ** (self.frames.snr_db[speech] / 10))
         return float(10 * np.log10((power.sum() - noise.sum() + 1e-20) / (noise.sum() + 1e-20)))
+
+
+def first_power(stretch: Stretch) -> np.ndarray:
+    """Power spectra [N, F] of its first minutes, for what is said of a recording."""
+    return power_spectrogram(stretch.samples[:LOOKED_AT_FRAMES * STFT.hop_length])
 
 
 def join_short(stretches: Sequence[Stretch]) -> list[Stretch]:

@@ -9,7 +9,7 @@ import onnxruntime
 from .config import MODELS
 from .model_format import read_model
 from .onnx_denoiser import open_session
-from .segments import Stretch
+from .segments import Stretch, first_power
 
 PIECE_FRAMES, PIECE_STEP = 192, 64      # 3.07 s, what the embeddings learnt from; a new piece every second
 LEAST_SPEECH_SHARE, FEWEST_PIECES = 0.5, 12
@@ -54,7 +54,7 @@ class Talkers:
 
 def talkers_in(stretch: Stretch, embedding: SpeakerEmbedding) -> Talkers:
     """By its first minutes; as of one where there is too little speech to say."""
-    power = stretch.first_power
+    power = first_power(stretch)
     speech = stretch.frames.speech[:len(power)] > 0.5
     starts = [start for start in range(0, len(speech) - PIECE_FRAMES + 1, PIECE_STEP)
               if speech[start:start + PIECE_FRAMES].mean() >= LEAST_SPEECH_SHARE]

@@ -13,6 +13,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pse_sdk import recordings as recordings_module
 from pse_sdk.audio import dbfs
 from pse_sdk.audio_file import AudioReader
 from pse_sdk.errors import AudioError, MissingDependencyError, PseError, SettingsError
@@ -609,6 +610,15 @@ def test_reading_stops_at_the_limit_in_total(folder):
     assert first.notes == ()
     assert second.notes == ("only the first 0.5 s were read: more is not taken",
                             "further recordings were not read: 1.5 s in all are the most")
+
+
+def test_where_time_is_shared_the_first_recording_does_not_take_the_place_of_others(monkeypatch):
+    monkeypatch.setattr(recordings_module, "LEAST_SHARE_SECONDS", 1.0)
+    rng = np.random.default_rng(0)
+    given = [(rng.standard_normal(seconds * 16_000).astype(np.float32) * 0.1, 16_000) for seconds in (30, 2, 3)]
+    assert [recording.seconds for recording in read_recordings(given, max_seconds=12, evenly=True)] == [4, 2, 3]
+    assert [recording.seconds for recording in read_recordings(given, max_seconds=12)] == [12]
+    assert [recording.seconds for recording in read_recordings(given, max_seconds=2.5, evenly=True)] == [1, 1, 0.5]
 
 
 @pytest.mark.parametrize("max_seconds", [3.0, 3.1, float("inf")])

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
@@ -16,7 +17,7 @@ import soundfile
 from pse_sdk.empty_model import empty_model
 from pse_sdk.enhancer import Enhancer
 from pse_sdk.errors import MissingDependencyError, PersonalizationError, SettingsError
-from pse_sdk.report import ACCEPTED, Report
+from pse_sdk.report import ACCEPTED, KEPT, Report
 
 RATE = 16_000
 PROGRAMS = Path(__file__).parent.parent / "benchmarks"
@@ -46,6 +47,9 @@ def study(monkeypatch, tmp_path):
         if seconds < 1:
             raise PersonalizationError(f"{tmp_path / 'users' / 'ann'}: ended without a result")
         mine = Enhancer(model)
+        if arguments["budget_seconds"] < 1:
+            mine.report = Report(KEPT, "too little of the budget is left")
+            return mine
         mine.report = Report(ACCEPTED, "better", n_steps=7, gain_db=0.25, snr_db=12.0)
         mine.gain_db = seconds / 60
         return mine
@@ -161,6 +165,14 @@ def test_a_failed_task_leaves_a_row_without_paths_and_is_tried_again(study, user
     study.run_task(task, settings)
     row = study.read_row(task)
     assert row.status == "failed" and row.note == "PersonalizationError: ann: ended without a result"
+    assert not study.is_finished(task)
+
+
+def test_a_task_without_time_to_train_has_no_verdict_and_is_tried_again(study, users, settings):
+    task, short = tasks_of(study, users, settings)[0], replace(settings, budget_seconds=0.5)
+    study.run_task(task, short)
+    row = study.read_row(task)
+    assert row.status == "failed" and "too little of the budget" in row.note and not row.scores
     assert not study.is_finished(task)
 
 

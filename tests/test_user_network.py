@@ -159,7 +159,7 @@ def test_a_specialist_begins_where_its_user_is_known(monkeypatch, network, metho
     rng = np.random.default_rng(0)
     speech, noise = rng.standard_normal((2, PIECE)).astype(np.float32)
     pair = specialist.Pair(specialist.Stretch(speech + noise, None), speech)
-    first = specialist._knowing_the_user(job, [pair])
+    first = specialist._knowing_the_user(job, [pair], [pair.residual])
     assert (first is not None) is begins
     if first is not None:
         told = network.for_user([speech], [noise], keeps_others=others == "keep")

@@ -56,8 +56,8 @@ def test_the_throat_moves_and_the_pitch_stays(octaves):
 def test_there_are_not_more_voices_than_fit(monkeypatch):
     monkeypatch.setattr("pse_sdk.training.voices.MOST_VOICES", 3)
     speech = [synthetic_voice(round(length * PIECE_SECONDS * RATE), np.random.default_rng(0)) for length in (4, 0.4, 2)]
-    assert len(others_from(speech, np.random.default_rng(0))) == 3
-    assert len(others_from(speech[1:], np.random.default_rng(0))) == 2
+    assert len(list(others_from(speech, np.random.default_rng(0)))) == 3
+    assert len(list(others_from(speech[1:], np.random.default_rng(0)))) == 2
 
 
 def test_another_voice_is_finite_sound_of_like_level():
@@ -70,8 +70,8 @@ def test_another_voice_is_finite_sound_of_like_level():
 def test_little_speech_is_said_by_many_voices_and_scraps_are_left_out(monkeypatch):
     monkeypatch.setattr("pse_sdk.training.voices.MOST_VOICES", 6)
     speech = [synthetic_voice(int(2.2 * PIECE_SECONDS * RATE), np.random.default_rng(2)), np.zeros(100, np.float32)]
-    voices = others_from(speech, np.random.default_rng(0))
+    voices = list(others_from(speech, np.random.default_rng(0)))
     assert len(voices) == 6                                 # two pieces, each said by three
     pitches = sorted(pitch_of(voice) for voice in voices)
     assert len(np.unique(np.round(pitches))) > 2
-    assert others_from([], np.random.default_rng(0)) == []
+    assert list(others_from([], np.random.default_rng(0))) == []

@@ -28,6 +28,7 @@ from ..config import STFT
 from ..errors import AudioError, SettingsError
 from .layouts import KINDS, Clip, find_clips
 
+DRAWN_AT_ONCE = 8       # stretches at another speed, whose places take memory
 HELD_OUT_SHARE = 0.06   # of the speakers, noise files and rooms: for validation, never trained on
 N_AT_ONCE = 64          # files decoded at once
 MOST_BAD_SHARE = 0.05   # of the files of a kind may be bad: they are left out
@@ -53,11 +54,13 @@ class Bank:
 
     @classmethod
     def of(cls, clips: list[np.ndarray], weights: list[float], names: tuple[str, ...] = ()) -> "Bank":
-        """A bank of float clips [T] in [-1, 1]; empty ones are left out."""
+        """A bank of clips [T], floats in [-1, 1] or all of them int16; empty ones are left out."""
         kept = [i for i, clip in enumerate(clips) if len(clip)]
         lengths = torch.tensor([len(clips[i]) for i in kept], dtype=torch.long)
         samples = np.concatenate([clips[i] for i in kept]) if kept else np.zeros(0, np.float32)
-        return cls(torch.from_numpy(samples.astype(np.float32, copy=False)), lengths.cumsum(0) - lengths, lengths,
+        if samples.dtype != np.int16:
+            samples = samples.astype(np.float32, copy=False)
+        return cls(torch.from_numpy(samples), lengths.cumsum(0) - lengths, lengths,
                    torch.tensor([weights[i] for i in kept], dtype=torch.float64),
                    tuple(names[i] for i in kept) if names else ())
 
@@ -124,11 +127,13 @@ class Bank:
             speed = speed.repeat_interleave(takes, 0)[rows].to(device)
             chosen = (torch.rand(n_clips, 1, generator=generator) < 0.5).repeat_interleave(takes, 0)[rows]
             changed = chosen.squeeze(1).nonzero().squeeze(1).to(device)
-            starts, lengths, speed = starts[changed], lengths[changed], speed[changed]
-            position = offset[changed].floor() + speed * torch.arange(length, dtype=torch.float64, device=device)
-            index = position.long()
-            now, then = (index % lengths, (index + 1) % lengths) if wraps else (index, index + 1)
-            drawn[changed] = torch.lerp(self._at(starts + now), self._at(starts + then), (position - index).float())
+            place = torch.arange(length, dtype=torch.float64, device=device)
+            for some in changed.split(DRAWN_AT_ONCE):
+                position = offset[some].floor() + speed[some] * place
+                index = position.long()
+                now, then = (index % lengths[some], (index + 1) % lengths[some]) if wraps else (index, index + 1)
+                drawn[some] = torch.lerp(self._at(starts[some] + now), self._at(starts[some] + then),
+                                         (position - index).float())
         return drawn
 
     def beginnings(self, clips: Tensor, length: int) -> Tensor:

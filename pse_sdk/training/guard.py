@@ -4,8 +4,9 @@ References are the teacher's estimates of the speech in held-out recordings, mix
 start and candidate are compared on the same mixtures with the same (imperfect) references.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,15 +37,24 @@ WORST_LOWERED_DB = -0.6
 CLEAN_ENOUGH_DB = 30.0      # changes this far below the speech are not heard
 MOST_VOICES_GAIN_DB = 10.0
 N_BOOTSTRAP = 1000
-N_AT_ONCE = 16              # items enhanced at once, for the sake of memory
+N_AT_ONCE = 8           # items judged at once, for the sake of memory
 
 
 def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
     """SI-SDR [B] of samples [B, T] in dB. Source: Le Roux et al., ICASSP 2019."""
+    return _by_parts(_si_sdr_db, estimate, target)
+
+
+def _si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
     estimate = estimate - estimate.mean(1, keepdim=True)
     target = target - target.mean(1, keepdim=True)
     scaled = target * (estimate * target).sum(1, keepdim=True) / (target.square().sum(1, keepdim=True) + 1e-10)
     return 10 * torch.log10((scaled.square().sum(1) + 1e-10) / ((estimate - scaled).square().sum(1) + 1e-10))
+
+
+def _by_parts(measure: Callable[..., Tensor], *sounds: Tensor) -> Tensor:
+    """What `measure` makes of sounds [B, T], [B], a few items at once."""
+    return torch.cat([measure(*some) for some in zip(*(samples.split(N_AT_ONCE) for samples in sounds), strict=True)])
 
 
 @torch.no_grad()
@@ -170,14 +180,20 @@ def kept_level_db(clean: Tensor, enhanced: Tensor) -> float:
 
 
 def _perceptual_loss(estimate: Tensor, reference: Tensor) -> Tensor:
-    return perceptual_loss(power(spectrogram(estimate)), power(spectrogram(reference)), DISTURBANCE_WEIGHT)
+    measure = partial(perceptual_loss, disturbance_weight=DISTURBANCE_WEIGHT)
+    return _by_parts(_of_powers(measure), estimate, reference)
 
 
 def perceived_gains(after: Tensor, before: Tensor, reference: Tensor) -> tuple[float, float]:
     """By how much `after` is more intelligible than `before`, all [B, T], and less disturbing."""
-    after, before, reference = (power(spectrogram(samples)) for samples in (after, before, reference))
-    return (float((intelligibility(after, reference) - intelligibility(before, reference)).mean()),
-            float((disturbance(before, reference) - disturbance(after, reference)).mean()))
+    understood, disturbed = ([_by_parts(_of_powers(measure), samples, reference).mean() for samples in (after, before)]
+                             for measure in (intelligibility, disturbance))
+    return float(understood[0] - understood[1]), float(disturbed[1] - disturbed[0])
+
+
+def _of_powers(measure: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`measure` of power spectra, of sounds."""
+    return lambda *sounds: measure(*(power(spectrogram(samples)) for samples in sounds))
 
 
 def _level_db(samples: Tensor) -> Tensor:

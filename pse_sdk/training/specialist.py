@@ -38,6 +38,7 @@ LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own 
 FOREIGN_SECONDS = 4.0
 FOREIGN_CLIPS, JUDGING_FOREIGN_CLIPS = 160, 40      # with 20, a specialist lost 1.4 dB in a car, in few steps
 VOICE_SECONDS, N_SYNTHETIC_VOICES = 6.0, 8
+MOST_INT16 = 32767
 LEAST_CLIP = 2 * SEGMENT_FRAMES * STFT.hop_length   # of noise, when drawn from
 LEAST_HARVEST_SECONDS, LEAST_JUDGED_SECONDS = 3.0, 1.0     # of pauses, to train with and to judge with
 LEAST_TRAINING_SECONDS = 5.0
@@ -171,71 +172,24 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     Raises:
         NoSpecialist: too little speech, in all or in one part, or no time left.
     """
-    predictor, note = FramePredictor(), tuple[str, ...]()
-    stretches = []
-    for i, samples in enumerate(job.recordings):
-        if job.seconds_left() < FINISH_SECONDS:
-            raise _out_of_time(job)
-        progress("analyse", 0.05 * i / len(job.recordings), job.seconds_left(), "judging the recordings")
-        stretches.append(_stretch(samples, predictor, job.estimates[i] if job.estimates else None))
-    given = [_stretch(samples, predictor) for samples in job.clean]
-    clean = [stretch for stretch in given if stretch.snr_db >= LEAST_CLEAN_SNR_DB]
-    doubted = [stretch for stretch in given if not stretch.snr_db >= LEAST_CLEAN_SNR_DB]    # NaN: no speech in it
-    if doubted:
-        stretches += doubted
-        note += (f"{len(doubted)} of {len(given)} recordings given as clean seem noisy, and were used as noisy ones",)
-    narrow = sum(map(is_narrow, stretches))
-    if narrow:
-        note += (f"{narrow} of {len(stretches)} recordings hold nothing above {NARROW_BAND_HZ / 1000:.0f} kHz, as if "
-                 "from a telephone; record in the way that will be enhanced",)
-    musical = sum(map(holds_music, stretches))
-    if musical:
-        note += (f"{musical} of {len(stretches)} recordings hold music or tones like it: what is sung there may be "
-                 "taken for the user's speech",)
-    embedding = SpeakerEmbedding()
-    crowded = sum(talkers_in(stretch, embedding).several for stretch in stretches)
-    if crowded:
-        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers: every voice in them is kept",)
-    speech_seconds = sum(stretch.seconds_of_speech for stretch in [*stretches, *clean])
-    snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
-    facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
-              "seconds_recorded": round(seconds_of(job.recordings), 1),
-              "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
-              "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
-    if speech_seconds < LEAST_SPEECH_SECONDS:
-        raise NoSpecialist(
-            INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings; "
-            f"at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in use.",
-            ["record a few minutes of speaking where you usually speak"])
-
-    if job.training_method.true_share == 1 and not clean:
-        raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
-                           f"of what was given as clean is. {job.before.capitalize()} stays in use.",
-                           ["record a few seconds close to the microphone in a quiet room"])
+    stretches, clean = _heard(job, facts, progress)
     parts = split(join_short(stretches))
-    teacher = Teacher()
-    pairs: dict[str, list[Pair]] = {name: [] for name in parts}
-    for name, part in parts.items():
-        for stretch in part:
-            if job.seconds_left() < FINISH_SECONDS:
-                raise _out_of_time(job)
-            progress("teach", 0.05, job.seconds_left(), "estimating the speech in the recordings")
-            speech = teacher.estimate(stretch.samples) if stretch.estimate is None else stretch.estimate
-            pairs[name].append(Pair(stretch, speech))
+    pairs = {name: _taught(job, part, progress) for name, part in parts.items()}
     for name, part in split(join_short(clean)).items():
         pairs[name] += map(Pair.of_clean, part)
     rng = np.random.default_rng(job.seed)
-    foreign = [foreign_noise(FOREIGN_SECONDS, rng) for _ in range(FOREIGN_CLIPS + JUDGING_FOREIGN_CLIPS)]
     harvested = {name: harvest_pauses(part) for name, part in parts.items()}
     facts["seconds_of_noise"] = round(seconds_of(harvested["training"]), 1)
     residuals = {name: [pair.residual for pair in part if not pair.is_true] for name, part in pairs.items()}
     enough = seconds_of(harvested["training"]) >= LEAST_HARVEST_SECONDS
     noises = noise_banks((harvested["training"] if enough else (), 0.5), (residuals["training"], 0.2),
-                         (job.noise, 0.15), foreign=(foreign[:FOREIGN_CLIPS], 0.1 if job.noise else 0.25))
+                         (job.noise, 0.15), foreign=(_foreign(FOREIGN_CLIPS, rng), 0.1 if job.noise else 0.25))
+    told = _knowing_the_user(job, pairs["training"], residuals["training"])
+    foreign = _foreign(JUDGING_FOREIGN_CLIPS, rng)
     voices = {name: _voices(job, name, part, rng) for name, part in pairs.items()}
     judged = {}
     for i, name in enumerate(("validation", "guard")):
-        others = noise_banks((foreign[FOREIGN_CLIPS:][i::2], 1.0))
+        others = noise_banks((foreign[i::2], 1.0))
         enough = seconds_of(harvested[name]) >= LEAST_JUDGED_SECONDS
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
         judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], most_segments=12,
@@ -249,7 +203,95 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     mixtures = PseudoMixtures(pairs["training"], noises, job.training_method, job.seed, voices["training"])
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         raise too_little
-    return Material(mixtures, judged["validation"], judged["guard"], _knowing_the_user(job, pairs["training"]))
+    return Material(mixtures, judged["validation"], judged["guard"], told)
+
+
+def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> tuple[list[Stretch], list[Stretch]]:
+    """The recordings that are noisy, and those that are clean, judged frame by frame.
+
+    Raises:
+        NoSpecialist: too little speech in them, or no time left.
+    """
+    predictor, embedding, note = FramePredictor(), SpeakerEmbedding(), tuple[str, ...]()
+    stretches, narrow, musical, crowded = list[Stretch](), 0, 0, 0
+
+    def hear(samples: np.ndarray, estimate: np.ndarray | None = None) -> None:
+        nonlocal narrow, musical, crowded
+        stretch = _stretch(samples, predictor, estimate)
+        stretches.append(stretch)
+        narrow += is_narrow(stretch)
+        musical += holds_music(stretch)
+        crowded += talkers_in(stretch, embedding).several
+
+    for i, samples in enumerate(job.recordings):
+        _check_time(job)
+        progress("analyse", 0.05 * i / len(job.recordings), job.seconds_left(), "judging the recordings")
+        hear(samples, job.estimates[i] if job.estimates else None)
+    clean = []
+    for samples in job.clean:
+        stretch = _stretch(samples, predictor)
+        if stretch.snr_db >= LEAST_CLEAN_SNR_DB:
+            clean.append(stretch)
+        else:       # NaN: no speech in it
+            hear(samples)
+    n_doubted = len(job.clean) - len(clean)
+    if n_doubted:
+        note += (f"{n_doubted} of {len(job.clean)} recordings given as clean seem noisy, and were used as noisy ones",)
+    if narrow:
+        note += (f"{narrow} of {len(stretches)} recordings hold nothing above {NARROW_BAND_HZ / 1000:.0f} kHz, as if "
+                 "from a telephone; record in the way that will be enhanced",)
+    if musical:
+        note += (f"{musical} of {len(stretches)} recordings hold music or tones like it: what is sung there may be "
+                 "taken for the user's speech",)
+    if crowded:
+        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers: every voice in them is kept",)
+    speech_seconds = sum(stretch.seconds_of_speech for stretch in [*stretches, *clean])
+    snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
+    facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
+              "seconds_recorded": round(seconds_of(job.recordings), 1),
+              "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
+              "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
+    if speech_seconds < LEAST_SPEECH_SECONDS:
+        raise NoSpecialist(
+            INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings; "
+            f"at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in use.",
+            ["record a few minutes of speaking where you usually speak"])
+    if job.training_method.true_share == 1 and not clean:
+        raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
+                           f"of what was given as clean is. {job.before.capitalize()} stays in use.",
+                           ["record a few seconds close to the microphone in a quiet room"])
+    return stretches, clean
+
+
+def _taught(job: Job, part: Sequence[Stretch], progress: Progress) -> list[Pair]:
+    """What the teacher takes for the speech in each stretch.
+
+    Raises:
+        NoSpecialist: no time left.
+    """
+    def still_time() -> None:
+        _check_time(job)
+        progress("teach", 0.05, job.seconds_left(), "estimating the speech in the recordings")
+
+    still_time()
+    teacher = Teacher()
+    return [Pair(stretch, teacher.estimate(stretch.samples, still_time) if stretch.estimate is None
+                 else stretch.estimate) for stretch in part]
+
+
+def _foreign(n: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Noises [T] that are not the user's."""
+    return [_as_int16(foreign_noise(FOREIGN_SECONDS, rng)) for _ in range(n)]
+
+
+def _as_int16(samples: np.ndarray) -> np.ndarray:
+    """The same sound, as loud as can be: of noises and voices many are needed, and their level is of no account."""
+    return (samples * (MOST_INT16 / max(float(np.abs(samples).max()), 1e-9))).astype(np.int16)
+
+
+def _check_time(job: Job) -> None:
+    if job.seconds_left() < FINISH_SECONDS:
+        raise _out_of_time(job)
 
 
 def network_before_training(job: Job, material: Material, start: Denoiser) -> Denoiser:
@@ -294,6 +336,8 @@ def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: di
     Raises:
         NoSpecialist: nothing better was found, or it failed a check.
     """
+    if not fitted.n_steps:
+        raise _out_of_time(job)
     if fitted.score <= 0:       # what the start itself has
         raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than {job.before}, which "
                                  "stays in use.", ["give it a larger budget", *_advice(facts)])
@@ -410,7 +454,7 @@ def noise_banks(*kinds: tuple[Sequence[np.ndarray], float],
     for clips, share, is_foreign in (*((*kind, False) for kind in kinds), (*foreign, True)):
         found = [clip for clip in clips if len(clip)]
         if any(map(np.any, found)):
-            long_enough = [np.resize(clip, max(len(clip), LEAST_CLIP)) for clip in found]
+            long_enough = [clip if len(clip) >= LEAST_CLIP else np.resize(clip, LEAST_CLIP) for clip in found]
             banks.append(NoiseBank(Bank.of(long_enough, [float(len(clip)) for clip in found]), share, is_foreign))
     return NoiseBanks(tuple(banks))
 
@@ -424,12 +468,13 @@ def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator
         return None
     judging = {3: "validation", 4: "guard"}
     given = [voice for i, voice in enumerate(job.voices) if judging.get(i % 5, "training") == name]
-    made = others_from([pair.enhanced for pair in pairs], rng)
-    synthetic = [synthetic_voice(int(VOICE_SECONDS * STFT.sample_rate), rng) for _ in range(N_SYNTHETIC_VOICES)]
+    made = [_as_int16(voice) for voice in others_from([pair.enhanced for pair in pairs], rng)]
+    synthetic = [_as_int16(synthetic_voice(int(VOICE_SECONDS * STFT.sample_rate), rng))
+                 for _ in range(N_SYNTHETIC_VOICES)]
     return noise_banks((made, 0.4 if given else 0.8), (synthetic, 0.2), (given, 0.4))
 
 
-def _knowing_the_user(job: Job, pairs: Sequence[Pair]) -> Denoiser | None:
+def _knowing_the_user(job: Job, pairs: Sequence[Pair], residuals: Sequence[np.ndarray]) -> Denoiser | None:
     """What to train instead of the generalist: a network that learnt from many users, told about this one. None where
     the method begins otherwise, there is none for this size, or a specialist goes on."""
     method = job.training_method
@@ -437,8 +482,7 @@ def _knowing_the_user(job: Job, pairs: Sequence[Pair]) -> Denoiser | None:
         return None
     network = load_user_network(job.size)
     return None if network is None else network.for_user(
-        [pair.enhanced for pair in pairs], [*(pair.residual for pair in pairs if not pair.is_true), *job.noise],
-        keeps_others=job.others == "keep")
+        [pair.enhanced for pair in pairs], [*residuals, *job.noise], keeps_others=job.others == "keep")
 
 
 def seconds_of(clips: Sequence[np.ndarray]) -> float:

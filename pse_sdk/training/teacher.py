@@ -4,6 +4,7 @@ Two networks are asked, one that looks ahead and the best generalist, and their 
 different places, and the mean is nearer to the truth than either.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,17 +58,22 @@ class Teacher:
         causal = load_network(BEST_GENERALIST, generalist(BEST_GENERALIST).with_suffix(".safetensors"))
         self._networks = load_teacher(), causal
 
-    def estimate(self, samples: np.ndarray) -> np.ndarray:
-        """The speech [T] in samples [T] at the model's rate, time-aligned."""
-        speech, other = (estimate_speech(network, samples) for network in self._networks)
+    def estimate(self, samples: np.ndarray, on_chunks: Callable[[], None] = lambda: None) -> np.ndarray:
+        """The speech [T] in samples [T] at the model's rate, time-aligned. `on_chunks`: see `estimate_speech`."""
+        speech, other = (estimate_speech(network, samples, on_chunks) for network in self._networks)
         speech += other
         speech *= 0.5
         return speech
 
 
 @torch.no_grad()
-def estimate_speech(network: Denoiser, samples: np.ndarray) -> np.ndarray:
-    """The speech [T] in samples [T] at the model's rate, time-aligned, in chunks that overlap."""
+def estimate_speech(network: Denoiser, samples: np.ndarray,
+                    on_chunks: Callable[[], None] = lambda: None) -> np.ndarray:
+    """The speech [T] in samples [T] at the model's rate, time-aligned, in chunks that overlap.
+
+    Args:
+        on_chunks: called before every half minute of sound or so; what it raises ends the work.
+    """
     chunks, hop = LOOKING_AHEAD if network.config.looks_ahead else CAUSAL, STFT.hop_length
     kept = chunks.kept * hop
     n_chunks = max(1, -(-len(samples) // kept))
@@ -77,6 +83,7 @@ def estimate_speech(network: Denoiser, samples: np.ndarray) -> np.ndarray:
     rows = torch.from_numpy(padded).unfold(0, chunks.whole * hop, kept)
     found = np.empty((len(rows), kept), np.float32)
     for start in range(0, len(rows), N_AT_ONCE):
+        on_chunks()
         some = rows[start:start + N_AT_ONCE]
         spectra = spectrogram(torch.nn.functional.pad(some, (0, hop)))
         estimate, _ = network(spectra, network.initial_state(len(some)))

@@ -108,11 +108,11 @@ class UserDenoiser(Denoiser):
         """`folded` for whoever speaks in all of `speech`, in noises like `noise`: each [T], at the model's rate. What
         is too short tells nothing."""
         spoken = _pieces(speech)
-        level = spoken.square().mean(1).sqrt()
-        return self.folded(torch.cat([_mean_direction(self.voice_encoder,
-                                                      spoken[level >= LEAST_LEVEL * level.median()]),
-                                      _mean_direction(self.noise_encoder, _pieces(noise)),
-                                      torch.tensor([1.0 if keeps_others else -1.0])]))
+        levels = np.array([np.sqrt(np.mean(np.square(piece))) for piece in spoken])
+        least = LEAST_LEVEL * np.median(levels) if len(levels) else 0.0
+        return self.folded(torch.cat([
+            _mean_direction(self.voice_encoder, [spoken[i] for i in np.flatnonzero(levels >= least)]),
+            _mean_direction(self.noise_encoder, _pieces(noise)), torch.tensor([1.0 if keeps_others else -1.0])]))
 
 
 def _directions(encoder: SoundEncoder, sounds: Tensor) -> Tensor:
@@ -121,20 +121,20 @@ def _directions(encoder: SoundEncoder, sounds: Tensor) -> Tensor:
     return torch.where(is_heard, encoder.direction(power(spectrogram(sounds))) * N_DIMENSIONS**0.5, 0.0)
 
 
-def _mean_direction(encoder: SoundEncoder, sounds: Tensor) -> Tensor:
-    """Of all sounds [B, T] together, [D]; zero of none."""
-    if not len(sounds):
+def _mean_direction(encoder: SoundEncoder, sounds: Sequence[np.ndarray]) -> Tensor:
+    """Of all sounds [T] together, [D]; zero of none."""
+    if not sounds:
         return torch.zeros(N_DIMENSIONS)
-    directions = torch.cat([_directions(encoder, some) for some in sounds.split(N_AT_ONCE)])
+    directions = torch.cat([_directions(encoder, torch.from_numpy(np.stack(sounds[i:i + N_AT_ONCE])).float())
+                            for i in range(0, len(sounds), N_AT_ONCE)])
     return nn.functional.normalize(directions.mean(0), dim=0) * N_DIMENSIONS**0.5
 
 
-def _pieces(sounds: Sequence[np.ndarray]) -> Tensor:
-    """Of sounds [T]: all stretches [B, T] of `HEARD_SECONDS` that begin at every half of them."""
+def _pieces(sounds: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Of sounds [T]: all stretches of `HEARD_SECONDS` that begin at every half of them."""
     length = round(HEARD_SECONDS * STFT.sample_rate)
-    pieces = [sound[start:start + length] for sound in sounds
-              for start in range(0, len(sound) - length + 1, length // 2)]
-    return torch.from_numpy(np.stack(pieces)).float() if pieces else torch.zeros(0, length)
+    return [sound[start:start + length] for sound in sounds
+            for start in range(0, len(sound) - length + 1, length // 2)]
 
 
 def build_user_network(what: str) -> UserDenoiser:

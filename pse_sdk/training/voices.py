@@ -4,7 +4,7 @@ Pitch moves with the pace, by resampling. The throat is the spectral envelope (t
 spectrum, its cepstrum up to some lags), which is then stretched by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import soxr
@@ -21,7 +21,7 @@ PIECE_SECONDS = 6.0         # for each voice
 MOST_VOICES = 120           # more take memory and add little
 
 
-def others_from(speech: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+def others_from(speech: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:
     """As many voices as can be of somebody's speech [T] at the model's rate, each saying a few seconds of it; at most
     `MOST_VOICES`."""
     length = round(PIECE_SECONDS * STFT.sample_rate)
@@ -30,7 +30,7 @@ def others_from(speech: Sequence[np.ndarray], rng: np.random.Generator) -> list[
     if len(pieces) > MOST_VOICES:
         pieces = [pieces[i] for i in np.sort(rng.choice(len(pieces), MOST_VOICES, replace=False))]
     times = max(1, MOST_VOICES // max(1, len(pieces)))
-    return [another_voice(piece, rng) for _ in range(times) for piece in pieces]
+    return (another_voice(piece, rng) for _ in range(times) for piece in pieces)
 
 
 def another_voice(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
