@@ -56,6 +56,7 @@ class Recording:
     samples: np.ndarray  # [T] mono float32 in [-1, 1] at STFT.sample_rate
     name: str  # for messages only
     notes: tuple[str, ...] = ()  # what was mended, in plain words
+    clipped: float = 0.0  # share of the samples that sit at the peak, as nothing that was recorded whole does
 
     @property
     def seconds(self) -> float:
@@ -284,7 +285,9 @@ def _read(source: AudioReader | _Samples, max_seconds: float) -> Recording:
     peak = max(samples.max(), -samples.min())
     if peak > 1:
         samples /= peak
-    return Recording(samples, source.name, (*source.notes, *_notes(look, weights, peak, seconds)))
+    used = weights > 0
+    clipped = float(look.n_clipped[used].sum() / (look.n_samples * used.sum()))
+    return Recording(samples, source.name, (*source.notes, *_notes(look, weights, peak, seconds, clipped)), clipped)
 
 
 def _look(blocks: Iterable[np.ndarray], n_channels: int, max_samples: int) -> _Look:
@@ -348,7 +351,7 @@ def _channel_weights(covariance: np.ndarray) -> np.ndarray:
     return np.asarray(used / used.sum(), dtype=np.float32)
 
 
-def _notes(look: _Look, weights: np.ndarray, peak: float, seconds: float) -> Iterator[str]:
+def _notes(look: _Look, weights: np.ndarray, peak: float, seconds: float, clipped: float) -> Iterator[str]:
     used = weights > 0
     if look.was_cut:
         yield f"only the first {seconds:.1f} s were read: more is not taken"
@@ -361,6 +364,5 @@ def _notes(look: _Look, weights: np.ndarray, peak: float, seconds: float) -> Ite
         yield f"a constant offset of {look.mean @ weights:.3f} was removed"
     if peak > 2:
         yield f"samples reached {peak:.0f} where 1.0 is full scale: scaled down"
-    clipped = look.n_clipped[used].sum() / (look.n_samples * used.sum())
     if clipped > _CLIPPED_SHARE:
         yield f"clipped: {clipped:.1%} of the samples sit at the peak; turn the input level down next time"

@@ -180,6 +180,21 @@ def test_a_teacher_that_takes_the_whole_budget_is_not_asked_again(monkeypatch, t
     assert time.monotonic() - began < 20
 
 
+@needs_models
+def test_what_is_clipped_hard_is_not_learnt_from(hum, monkeypatch):
+    samples, written = np.random.default_rng(1).standard_normal(3 * RATE).astype(np.float32).repeat(10), []
+    run = job._run_child
+    monkeypatch.setattr(job, "_run_child", lambda folder, *rest: (
+        written.extend(sorted(path.name for path in folder.glob("*-*.npy"))), run(folder, *rest)))
+    hard = [(0.9 * np.clip(level * samples, -1, 1), RATE) for level in (1.0, 2.0)]
+    report = Enhancer.personalize([hum, hard[0]], clean=[hard[1]], size="tiny", budget_seconds=30).report
+    assert written == ["recording-00000.npy"]
+    assert sum("left out: they are clipped so hard" in note for note in report.notes) == 2
+    assert report.status == "insufficient_data" and any("level turned down" in advice for advice in report.advice)
+    report = Enhancer.personalize(hard[0], size="tiny", budget_seconds=30).report
+    assert report.status == "insufficient_data" and "0 s of speech in 0.0 s" in report.summary
+
+
 def test_a_report_without_numbers_is_json_all_the_same():
     broken = Report(status="kept", summary="it broke", gain_db=float("nan"),
                     checks=(Check("clean_db", False, float("-inf"), -0.5, "fidelity"),))

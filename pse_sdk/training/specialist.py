@@ -172,7 +172,8 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     Raises:
         NoSpecialist: too little speech, in all or in one part, or no time left.
     """
-    stretches, clean = _heard(job, facts, progress)
+    heard = _heard(job, facts, progress)
+    stretches, clean = heard.noisy, heard.clean
     parts = split(join_short(stretches))
     pairs = {name: _taught(job, part, progress) for name, part in parts.items()}
     for name, part in split(join_short(clean)).items():
@@ -193,7 +194,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
         enough = seconds_of(harvested[name]) >= LEAST_JUDGED_SECONDS
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
         judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], most_segments=12,
-                                seed=job.seed + i)
+                                seed=job.seed + i, are_doubtful=heard.are_doubtful)
     too_little = NoSpecialist(
         INSUFFICIENT_DATA, "There is too little speech in one piece to train on one part of the recordings and to "
         f"judge on another. {job.before.capitalize()} stays in use.",
@@ -206,8 +207,18 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     return Material(mixtures, judged["validation"], judged["guard"], told)
 
 
-def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> tuple[list[Stretch], list[Stretch]]:
-    """The recordings that are noisy, and those that are clean, judged frame by frame.
+@dataclass(frozen=True)
+class Heard:
+    """Recordings, judged frame by frame."""
+
+    noisy: list[Stretch]
+    clean: list[Stretch]
+    are_doubtful: bool
+    """Most of the noisy ones hold music, so that what is taken for speech is not all speech."""
+
+
+def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
+    """What the recordings of a job are.
 
     Raises:
         NoSpecialist: too little speech in them, or no time left.
@@ -253,14 +264,14 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> tuple[list[St
               "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
     if speech_seconds < LEAST_SPEECH_SECONDS:
         raise NoSpecialist(
-            INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings; "
-            f"at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in use.",
-            ["record a few minutes of speaking where you usually speak"])
+            INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings "
+            f"that can be used; at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in "
+            "use.", ["record a few minutes of speaking where you usually speak", *_advice_on_level(facts)])
     if job.training_method.true_share == 1 and not clean:
         raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
                            f"of what was given as clean is. {job.before.capitalize()} stays in use.",
                            ["record a few seconds close to the microphone in a quiet room"])
-    return stretches, clean
+    return Heard(stretches, clean, are_doubtful=2 * musical > len(stretches))
 
 
 def _taught(job: Job, part: Sequence[Stretch], progress: Progress) -> list[Pair]:
@@ -503,9 +514,14 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
     if any("several talkers" in note for note in facts["notes"]):
         advice.append("record one person alone: a specialist keeps every voice that it learnt from")
-    if any("clipped" in note and note.startswith(("recording ", "clean recording ")) for note in facts["notes"]
-           if not note.startswith("recording of voices")):
-        advice.append("record anew with the input level turned down: clipped speech is learnt as it is")
+    if on_level := _advice_on_level(facts):
+        advice += on_level
     elif facts["snr_db"] is not None and facts["snr_db"] < 5:
         advice.append("the recordings are very noisy; a few from closer to the microphone would help")
     return tuple(advice)
+
+
+def _advice_on_level(facts: dict[str, Any]) -> list[str]:
+    is_clipped = any("clipped" in note and note.startswith(("recording ", "clean recording "))
+                     for note in facts["notes"] if not note.startswith("recording of voices"))
+    return ["record anew with the input level turned down: clipped speech is learnt as it is"] if is_clipped else []
