@@ -179,8 +179,8 @@ def _not_too_clipped(recordings: list[Recording]) -> tuple[list[Recording], tupl
     """Those that speech can be learnt from, and a note on the others."""
     kept = [recording for recording in recordings if recording.clipped <= MOST_CLIPPED]
     n_left = len(recordings) - len(kept)
-    return kept, (f"{n_left} of {len(recordings)} recordings are left out: they are clipped so hard that the speech in "
-                  "them is another",) if n_left else ()
+    return kept, (f"{n_left} of {len(recordings)} recordings are left out: they are clipped so hard that little of the "
+                  "speech is as it was",) if n_left else ()
 
 
 def at_most(recordings: list[Recording], seconds: float) -> tuple[list[Recording], tuple[str, ...]]:

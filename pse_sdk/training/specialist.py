@@ -175,7 +175,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     heard = _heard(job, facts, progress)
     stretches, clean = heard.noisy, heard.clean
     parts = split(join_short(stretches))
-    pairs = {name: _taught(job, part, progress) for name, part in parts.items()}
+    pairs = _taught(job, parts, progress)
     for name, part in split(join_short(clean)).items():
         pairs[name] += map(Pair.of_clean, part)
     rng = np.random.default_rng(job.seed)
@@ -223,37 +223,28 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
     Raises:
         NoSpecialist: too little speech in them, or no time left.
     """
-    predictor, embedding, note = FramePredictor(), SpeakerEmbedding(), tuple[str, ...]()
-    stretches, narrow, musical, crowded = list[Stretch](), 0, 0, 0
-
-    def hear(samples: np.ndarray, estimate: np.ndarray | None = None) -> None:
-        nonlocal narrow, musical, crowded
-        stretch = _stretch(samples, predictor, estimate)
-        stretches.append(stretch)
-        narrow += is_narrow(stretch)
-        musical += holds_music(stretch)
-        crowded += talkers_in(stretch, embedding).several
-
+    predictor, note = FramePredictor(), tuple[str, ...]()
+    stretches = []
     for i, samples in enumerate(job.recordings):
         _check_time(job)
         progress("analyse", 0.05 * i / len(job.recordings), job.seconds_left(), "judging the recordings")
-        hear(samples, job.estimates[i] if job.estimates else None)
-    clean = []
-    for samples in job.clean:
-        stretch = _stretch(samples, predictor)
-        if stretch.snr_db >= LEAST_CLEAN_SNR_DB:
-            clean.append(stretch)
-        else:       # NaN: no speech in it
-            hear(samples)
-    n_doubted = len(job.clean) - len(clean)
-    if n_doubted:
-        note += (f"{n_doubted} of {len(job.clean)} recordings given as clean seem noisy, and were used as noisy ones",)
+        stretches.append(_stretch(samples, predictor, job.estimates[i] if job.estimates else None))
+    given = [_stretch(samples, predictor) for samples in job.clean]
+    clean = [stretch for stretch in given if stretch.snr_db >= LEAST_CLEAN_SNR_DB]
+    doubted = [stretch for stretch in given if not stretch.snr_db >= LEAST_CLEAN_SNR_DB]    # NaN: no speech in it
+    if doubted:
+        stretches += doubted
+        note += (f"{len(doubted)} of {len(given)} recordings given as clean seem noisy, and were used as noisy ones",)
+    narrow = sum(map(is_narrow, stretches))
     if narrow:
         note += (f"{narrow} of {len(stretches)} recordings hold nothing above {NARROW_BAND_HZ / 1000:.0f} kHz, as if "
                  "from a telephone; record in the way that will be enhanced",)
+    musical = sum(map(holds_music, stretches))
     if musical:
         note += (f"{musical} of {len(stretches)} recordings hold music or tones like it: what is sung there may be "
                  "taken for the user's speech",)
+    embedding = SpeakerEmbedding()
+    crowded = sum(talkers_in(stretch, embedding).several for stretch in stretches)
     if crowded:
         note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers: every voice in them is kept",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in [*stretches, *clean])
@@ -274,8 +265,8 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
     return Heard(stretches, clean, are_doubtful=2 * musical > len(stretches))
 
 
-def _taught(job: Job, part: Sequence[Stretch], progress: Progress) -> list[Pair]:
-    """What the teacher takes for the speech in each stretch.
+def _taught(job: Job, parts: dict[str, list[Stretch]], progress: Progress) -> dict[str, list[Pair]]:
+    """What the teacher takes for the speech in each stretch of each part.
 
     Raises:
         NoSpecialist: no time left.
@@ -286,8 +277,8 @@ def _taught(job: Job, part: Sequence[Stretch], progress: Progress) -> list[Pair]
 
     still_time()
     teacher = Teacher()
-    return [Pair(stretch, teacher.estimate(stretch.samples, still_time) if stretch.estimate is None
-                 else stretch.estimate) for stretch in part]
+    return {name: [Pair(stretch, teacher.estimate(stretch.samples, still_time) if stretch.estimate is None
+                        else stretch.estimate) for stretch in part] for name, part in parts.items()}
 
 
 def _foreign(n: int, rng: np.random.Generator) -> list[np.ndarray]:
