@@ -13,7 +13,7 @@ from pse_sdk.report import Check
 from pse_sdk.segments import Stretch
 from pse_sdk.training import guard, specialist
 from pse_sdk.training.corpus import Bank
-from pse_sdk.training.fit import FitConfig, fit, items_loss
+from pse_sdk.training.fit import Fit, FitConfig, fit, items_loss
 from pse_sdk.training.guard import (
     HeldOut,
     Score,
@@ -200,6 +200,21 @@ def test_a_refused_candidate_is_heard_again_nearer_to_the_start(start, better, m
     assert shares == heard
     assert (judged.accepted, judged.share) == (share is not None, share or 1.0)
     assert share_of(judged.network) == judged.share
+
+
+@pytest.mark.parametrize("settings, share", [({}, 0.85), ({"others": "remove"}, 1.0),
+                                             ({"method": "pseudose-from-random"}, 1.0)])
+def test_a_specialist_goes_most_of_the_way_to_the_trained_weights(start, better, material, monkeypatch, settings,
+                                                                  share):
+    monkeypatch.setattr(specialist, "Score", lambda *_: lambda network: float(
+        next(network.parameters()).sub(next(start.parameters())).abs().sum()))
+    monkeypatch.setattr(specialist, "judge", lambda *_: (1.0, (Check("mean_gain_db", True, 1.0, 0.3, ""),)))
+    facts = {}
+    chosen = specialist.choose(Job([], size="tiny", **settings), specialist.Material(None, material, material), start,
+                               Fit(better, 1.0, 5, 1.0, ()), facts)
+    assert facts["mix"] == share
+    for value, a, b in zip(chosen.parameters(), start.parameters(), better.parameters(), strict=True):
+        assert torch.allclose(value, a.lerp(b, share), atol=1e-6)
 
 
 @pytest.mark.parametrize("exported_from, accepted_from, share", [(1, 1, 1.0), (2, 1, 0.75), (1, 2, 1.0), (2, 2, 0.5),
