@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--start", type=Path, metavar="MODEL", help="go on from this specialist, with new recordings")
     sub.add_argument("--method", choices=METHODS, default="auto")
     sub.add_argument("--budget", type=float, default=180, metavar="SECONDS", help="for everything (%(default)s)")
-    sub.add_argument("--threads", type=int, help="of the training; default: one for each core, at most four")
+    sub.add_argument("--threads", type=int, help="of the training; default: one for each idle core, at most four")
     sub.add_argument("--nice", type=int, default=0, help="0 to 19: how readily it gives way to other programs")
     sub.add_argument("--clean", nargs="+", help="files or folders with seconds of the same voice without noise")
     sub.add_argument("--noise", nargs="+", help="files or folders with noises to remove, beside those made here")

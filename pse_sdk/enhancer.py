@@ -230,7 +230,7 @@ class Enhancer:
             size: "tiny", "small" (if none is given), "medium" or "large"; of a `start` its own.
             budget_seconds: for everything, from reading to the verdict; at least 20. Some 15 s of it (on a slow or busy
                 machine 30 and more) go by before training and after it: below a minute little is learnt.
-            threads: of the training, by default one for each core, at most four.
+            threads: of the training, by default one for each core that is idle, at most four.
             nice: 0 to 19: how readily the training gives way to other programs (POSIX systems).
             steps: number of training steps instead of as many as the budget allows, to repeat an earlier run.
             on_progress: called a few times a second with a `Progress`; if it returns False, training is cancelled.

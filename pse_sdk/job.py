@@ -252,7 +252,7 @@ def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: 
     if has_voices and others == "keep":
         raise SettingsError("voices are given, but others are kept; give others=\"remove\", or no voices")
     if threads is None:
-        threads = min(4, os.cpu_count() or 1)
+        threads = _idle_cores()
     settings = {
         "others": others, "method": method, "size": size, "nice": as_whole_number(nice, "nice", 0, 19),
         "budget_seconds": as_number(budget_seconds, "budget_seconds", SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS),
@@ -267,6 +267,14 @@ def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: 
     if missing:
         raise MissingDependencyError(f"personalizing needs {' and '.join(missing)}: pip install 'pse_sdk[train]'")
     return settings
+
+
+def _idle_cores() -> int:
+    """Of this machine, by the load of the last minute (where the system tells), at least one and at most four: a thread
+    that waits for its turn keeps the others waiting."""
+    cores = os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, min(4, round(cores - busy)))
 
 
 def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Recording], deadline: float,

@@ -195,6 +195,14 @@ def test_what_is_clipped_hard_is_not_learnt_from(hum, monkeypatch):
     assert report.status == "insufficient_data" and "0 s of speech in 0.0 s" in report.summary
 
 
+@pytest.mark.parametrize("cores, load, threads", [(2, 0.1, 2), (2, 0.9, 1), (2, 7.0, 1), (8, 0.0, 4), (8, 6.2, 2),
+                                                  (None, 0.0, 1)])
+def test_training_takes_the_cores_that_are_idle(monkeypatch, cores, load, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert job._idle_cores() == threads
+
+
 def test_a_report_without_numbers_is_json_all_the_same():
     broken = Report(status="kept", summary="it broke", gain_db=float("nan"),
                     checks=(Check("clean_db", False, float("-inf"), -0.5, "fidelity"),))
