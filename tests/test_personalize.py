@@ -537,7 +537,8 @@ def test_while_it_is_paused_training_rests_and_the_clock_stands_still(reader_rec
     rests = [progress.seconds_left for progress in seen if progress.stage == "rest"]
     assert len(rests) > 10
     assert max(rests) - min(rests) < 0.5
-    assert 5.5 < time.monotonic() - began - mine.report.seconds_spent < 12      # the rest, and what is not training
+    elapsed = time.monotonic() - began
+    assert 5.5 < elapsed - mine.report.seconds_spent < 12 and elapsed < 45      # the rest, and what is not training
     assert mine.report.seconds_spent > 15 and mine.report.n_steps > 20
 
 

@@ -54,18 +54,17 @@ def _si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def _by_parts(measure: Callable[..., Tensor], *sounds: Tensor) -> Tensor:
-    """What `measure` makes of sounds [B, T], [B], a few items at once."""
+    """What `measure` makes of sounds [B, T], a few items at once."""
     return torch.cat([measure(*some) for some in zip(*(samples.split(N_AT_ONCE) for samples in sounds), strict=True)])
 
 
 @torch.no_grad()
 def enhance_batch(network: Denoiser, noisy: Tensor) -> Tensor:
     """Aligned with `noisy` [B, T], T a multiple of the hop."""
-    found = []
-    for some in torch.nn.functional.pad(noisy, (0, STFT.hop_length)).split(N_AT_ONCE):
-        enhanced, _ = network(spectrogram(some), network.initial_state(len(some)))
-        found.append(waveform(enhanced)[:, STFT.delay:])
-    return torch.cat(found)
+    def enhanced(some: Tensor) -> Tensor:
+        return waveform(network(spectrogram(some), network.initial_state(len(some)))[0])[:, STFT.delay:]
+
+    return _by_parts(enhanced, torch.nn.functional.pad(noisy, (0, STFT.hop_length)))
 
 
 @dataclass(frozen=True)
