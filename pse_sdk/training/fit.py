@@ -134,9 +134,7 @@ def fit(
     """
     began = now()
     run = _Run.begin(start, config, steps or 0, validate)
-    warm = now()
-    validate(start)         # once more, for its time: the first call warms up
-    validation_seconds, seconds_before = now() - warm, now() - began
+    validation_seconds = seconds_before = now() - began     # building a run takes next to nothing
     seconds -= seconds_before
     if checkpoint is not None:
         run.load(checkpoint, mixtures)
