@@ -1,10 +1,17 @@
 """What many tests share: model files of networks that were never trained, and a voice in noise."""
 
+import os
+
 import numpy as np
 import pytest
 
 from pse_sdk import Enhancer
+from pse_sdk.job import GIVE_WAY
 from pse_sdk.model_format import ModelInfo
+
+# before torch is imported: beside other programs, tests whose threads spin would take ten times as long
+for name, value in GIVE_WAY.items():
+    os.environ.setdefault(name, value)
 
 RATE = 16_000
 
