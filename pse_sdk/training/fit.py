@@ -134,8 +134,8 @@ def fit(
     """
     began = now()
     run = _Run.begin(start, config, steps or 0, validate)
-    validation_seconds = seconds_before = now() - began     # building a run takes next to nothing
-    seconds -= seconds_before
+    validation_seconds = now() - began      # building a run takes next to nothing
+    seconds -= validation_seconds
     if checkpoint is not None:
         run.load(checkpoint, mixtures)
     trained_before, began, saved = run.seconds, now(), now()
@@ -167,7 +167,7 @@ def fit(
             run.save(checkpoint, mixtures)
     if run.curve[-1][0] != run.step:
         run.consider(validate)
-    trained = trained_before + seconds_before + now() - began
+    trained = trained_before + validation_seconds + now() - began
     return Fit(run.best.eval(), run.best_score, run.step, trained, tuple(run.curve))
 
 
