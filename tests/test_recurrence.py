@@ -2,7 +2,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from pse_sdk.training.network import build_network  # noqa: E402
-from pse_sdk.training.recurrence import gru  # noqa: E402
+from pse_sdk.training.recurrence import gru, gru_both_ways  # noqa: E402
 
 
 def inputs_and_layer(batch, n_frames, width, hidden, dtype=torch.float64):
@@ -28,6 +28,16 @@ def test_states_and_gradients_are_those_of_torch(batch, n_frames, width, hidden)
     torch.testing.assert_close(last, their_last)
     for found, right in zip(gradients, expected, strict=True):
         torch.testing.assert_close(found, right)
+
+
+def test_both_directions_are_those_of_torch():
+    inputs, _, _ = inputs_and_layer(3, 7, 5, 4)
+    layer = torch.nn.GRU(5, 4, batch_first=True, bidirectional=True).double()
+    weights = torch.randn(3, 7, 8, dtype=torch.float64)
+    found, expected = ((states, *torch.autograd.grad((states * weights).sum(), [inputs, *layer.parameters()]))
+                       for states in (gru_both_ways(layer, inputs), layer(inputs)[0]))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_what_is_said_to_the_gates_all_the_time_is_a_bias_of_each_item():

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..config import STFT
 from ..errors import ModelFileError, SettingsError
 from .filtering import filtered
-from .recurrence import gru
+from .recurrence import gru, gru_both_ways
 
 State = dict[str, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -176,9 +176,10 @@ class Denoiser(nn.Module):
         """The hidden states [B, N, H] of one layer, and the last of them [B, H]."""
         layer = self.layers[i]
         assert isinstance(layer, nn.GRU)
+        written_out = self.training and inputs.device.type == "cpu" and self.precision == torch.float32
         if self.config.looks_ahead:     # a whole clip at once: there is nothing to go on from
-            return layer(inputs)[0], state
-        if self.training and inputs.device.type == "cpu" and self.precision == torch.float32:
+            return gru_both_ways(layer, inputs) if written_out else layer(inputs)[0], state
+        if written_out:
             return gru(layer, inputs, state)
         hidden, last = layer(inputs, state.unsqueeze(0))
         return hidden, last.squeeze(0)

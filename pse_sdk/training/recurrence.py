@@ -12,18 +12,30 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
-def gru(layer: nn.GRU, inputs: Tensor, start: Tensor, said: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def gru(layer: nn.GRU, inputs: Tensor, start: Tensor, said: Tensor | None = None,
+        direction: str = "") -> tuple[Tensor, Tensor]:
     """The hidden states [B, N, H] of a layer in one direction for inputs [B, N, I], and the last of them [B, H].
 
     Args:
         start: hidden state before the first frame, [B, H].
         said: to the gates, beside what the inputs say, [B, N, 3 H].
+        direction: how the layer's names of its weights end, after the number.
     """
-    gates = nn.functional.linear(inputs.transpose(0, 1), layer.weight_ih_l0, layer.bias_ih_l0)     # type: ignore
+    into, of_state = ((getattr(layer, f"weight_{kind}_l0{direction}"), getattr(layer, f"bias_{kind}_l0{direction}"))
+                      for kind in ("ih", "hh"))
+    gates = nn.functional.linear(inputs.transpose(0, 1), *into)
     if said is not None:
         gates = gates + said.transpose(0, 1)
-    hidden = _Recurrence.apply(gates, layer.weight_hh_l0, layer.bias_hh_l0, start)
+    hidden = _Recurrence.apply(gates, *of_state, start)
     return hidden.transpose(0, 1), hidden[-1]
+
+
+def gru_both_ways(layer: nn.GRU, inputs: Tensor) -> Tensor:
+    """The hidden states [B, N, 2 H] of a layer in both directions for whole inputs [B, N, I]."""
+    start = inputs.new_zeros(len(inputs), layer.hidden_size)
+    ahead, _ = gru(layer, inputs, start)
+    back, _ = gru(layer, inputs.flip(1), start, direction="_reverse")
+    return torch.cat([ahead, back.flip(1)], 2)
 
 
 def _together(parts: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
