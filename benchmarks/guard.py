@@ -28,7 +28,7 @@ from user_scores import digest_of_package, read
 
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.tables import environment, environment_line, format_table, write_results
-from pse_sdk.training.guard import gains_db
+from pse_sdk.training.guard import Score, gains_db
 from pse_sdk.training.network import Denoiser
 from pse_sdk.training.specialist import (
     RETREATS,
@@ -140,7 +140,8 @@ def specialists(user: str, job: Job, material: Material, start: Denoiser, args: 
             torch.manual_seed(args.seed)
             first = network_before_training(job, material, start)
             untouched = replace(material, mixtures=copy.deepcopy(material.mixtures))
-            network = train(replace(job, steps=steps), untouched, start, first, {}).network
+            score = Score(start, material.validation)
+            network = train(replace(job, steps=steps), untouched, score, first, {}).network
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             save_file(network.state_dict(), partial)

@@ -261,8 +261,9 @@ def run_task(task: Task, settings: Settings) -> None:
         fitted = trained(task, task.stages, settings, (job, material))
         best, result = fitted.network, replace(result, seconds=fitted.seconds, n_steps=fitted.n_steps)
         # whatever its last stage started from, it is judged against the generalist
-        gained = replace(fitted, score=Score(generalist, material.validation)(best), curve=((0, 0.0),))
-        network = choose(job, material, generalist, gained, facts)
+        score = Score(generalist, material.validation)
+        gained = replace(fitted, score=score(best), curve=((0, 0.0),))
+        network = choose(job, material, score, generalist, gained, facts)
     except NoSpecialist as reason:
         result = replace(result, status=reason.verdict["status"], note=reason.verdict["summary"])
     raw = replace(result, system=f"{result.system}, {UNGUARDED}", status=ACCEPTED, note="")
@@ -304,11 +305,12 @@ def trained(task: Task, stages: tuple[Stage, ...], settings: Settings,
     else:
         start = load_generalist(task.size)
         first = network_before_training(job, material, start)
+    score = Score(start, material.validation)
     if rank := ADAPTER_RANKS.get(stages[-1].method):
-        fitted = train(job, material, start, with_adapters(copy.deepcopy(first), rank), facts)
+        fitted = train(job, material, score, with_adapters(copy.deepcopy(first), rank), facts)
         fitted = replace(fitted, network=without_adapters(fitted.network))
     else:
-        fitted = train(job, material, start, first, facts)
+        fitted = train(job, material, score, first, facts)
     write_json(path.with_suffix(".json"), {"score": fitted.score, "n_steps": fitted.n_steps, "curve": fitted.curve,
                                            "seconds": fitted.seconds})
     partial_ = path.with_suffix(".partial")

@@ -206,12 +206,14 @@ def test_a_refused_candidate_is_heard_again_nearer_to_the_start(start, better, m
                                              ({"method": "pseudose-from-random"}, 1.0)])
 def test_a_specialist_goes_most_of_the_way_to_the_trained_weights(start, better, material, monkeypatch, settings,
                                                                   share):
-    monkeypatch.setattr(specialist, "Score", lambda *_: lambda network: float(
-        next(network.parameters()).sub(next(start.parameters())).abs().sum()))
     monkeypatch.setattr(specialist, "judge", lambda *_: (1.0, (Check("mean_gain_db", True, 1.0, 0.3, ""),)))
     facts = {}
-    chosen = specialist.choose(Job([], size="tiny", **settings), specialist.Material(None, material, material), start,
-                               Fit(better, 1.0, 5, 1.0, ()), facts)
+
+    def score(network):
+        return float(next(network.parameters()).sub(next(start.parameters())).abs().sum())
+
+    chosen = specialist.choose(Job([], size="tiny", **settings), specialist.Material(None, material, material), score,
+                               start, Fit(better, 1.0, 5, 1.0, ()), facts)
     assert facts["mix"] == share
     for value, a, b in zip(chosen.parameters(), start.parameters(), better.parameters(), strict=True):
         assert torch.allclose(value, a.lerp(b, share), atol=1e-6)

@@ -88,19 +88,19 @@ def test_a_row_holds_what_was_trained_and_what_the_user_gets(methods, user, sett
     stages = []
 
     class Zero:
-        def __init__(self, *_):
-            pass
+        def __init__(self, start, _):
+            self.start = start
 
         def __call__(self, network):
             return 1.0
 
     told = copy.deepcopy(silent)
 
-    def train(job, material, start, first, facts):
-        stages.append((job.training_method, start, first))
+    def train(job, material, score, first, facts):
+        stages.append((job.training_method, score.start, first))
         return Fit(silent, 1.0, 3, 0.5, ((0, 0.0), (3, 1.0)))
 
-    def choose(job, material, start, fitted, facts):
+    def choose(job, material, score, start, fitted, facts):
         if refused:
             raise NoSpecialist(KEPT, "no gain")
         return fitted.network

@@ -4,6 +4,7 @@ References are the teacher's estimates of the speech in held-out recordings, mix
 start and candidate are compared on the same mixtures with the same (imperfect) references.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -142,9 +143,11 @@ class Score:
     """The validation score of a network against the start: mean gain, less what it costs elsewhere.
 
     What the guard would refuse is to lose here already, on other sounds: hence half of its limits for pauses and level.
+    `seconds` are what one look takes.
     """
 
     def __init__(self, start: Denoiser, material: HeldOut) -> None:
+        began = time.monotonic()
         self._material = material
         mixture = enhance_batch(start, material.mixture)
         self._start = si_sdr_db(mixture, material.reference)
@@ -154,6 +157,7 @@ class Score:
             self._beside = si_sdr_db(enhance_batch(start, material.beside_voices), material.reference)
         self._pause_db = _level_db(enhance_batch(start, material.pauses))
         self._kept_db = kept_level_db(material.clean, enhance_batch(start, material.clean))
+        self.seconds = time.monotonic() - began
 
     def __call__(self, network: Denoiser) -> float:
         material = self._material

@@ -4,10 +4,12 @@ import copy
 import datetime
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -56,6 +58,7 @@ FINISH_SCORES = 9.0         # so many times what one look at the validation part
 MIXES = {"keep": (0.85, 0.6, 0.35), "remove": (1.0, 0.7, 0.4)}
 RETREATS = (0.75, 0.5, 0.25)    # of that way, where the guard says that the whole of it did too much
 
+T = TypeVar("T")
 Progress = Callable[[str, float, float, str], None]
 """Stage, share done, seconds left, message."""
 
@@ -154,9 +157,10 @@ def personalize(job: Job, progress: Progress = lambda *_: None) -> tuple[bytes |
     try:
         start = load_generalist(job.size) if job.start is None else network_of(job.start, job.size)
         material = prepare(job, facts, progress)
-        fitted = train(job, material, start, network_before_training(job, material, start), facts, progress)
+        score = Score(start, material.validation)
+        fitted = train(job, material, score, network_before_training(job, material, start), facts, progress)
         progress("judge", 0.92, job.seconds_left(), "comparing on held-out parts")
-        candidate = choose(job, material, start, fitted, facts)
+        candidate = choose(job, material, score, start, fitted, facts)
         progress("export", 0.97, job.seconds_left(), "writing the model")
         model = _export(job, material, start, candidate, facts)
         verdict = {"status": ACCEPTED, "advice": _advice(facts),
@@ -178,22 +182,23 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     heard = _heard(job, facts, progress)
     stretches, clean = heard.noisy, heard.clean
     parts = split(join_short(stretches))
-    pairs = _taught(job, parts, progress)
+    rng = np.random.default_rng(job.seed)
+    with _beside_torch(lambda: _foreign(FOREIGN_CLIPS + JUDGING_FOREIGN_CLIPS, rng)) as being_made:
+        pairs = _taught(job, parts, progress)
+    foreign = being_made.result()
     for name, part in split(join_short(clean)).items():
         pairs[name] += map(Pair.of_clean, part)
-    rng = np.random.default_rng(job.seed)
     harvested = {name: harvest_pauses(part) for name, part in parts.items()}
     facts["seconds_of_noise"] = round(seconds_of(harvested["training"]), 1)
     residuals = {name: [pair.residual for pair in part if not pair.is_true] for name, part in pairs.items()}
     enough = seconds_of(harvested["training"]) >= LEAST_HARVEST_SECONDS
     noises = noise_banks((harvested["training"] if enough else (), 0.5), (residuals["training"], 0.2),
-                         (job.noise, 0.15), foreign=(_foreign(FOREIGN_CLIPS, rng), 0.1 if job.noise else 0.25))
+                         (job.noise, 0.15), foreign=(foreign[:FOREIGN_CLIPS], 0.1 if job.noise else 0.25))
     told = _knowing_the_user(job, pairs["training"], residuals["training"])
-    foreign = _foreign(JUDGING_FOREIGN_CLIPS, rng)
     voices = {name: _voices(job, name, part, rng) for name, part in pairs.items()}
     judged = {}
     for i, name in enumerate(("validation", "guard")):
-        others = noise_banks((foreign[i::2], 1.0))
+        others = noise_banks((foreign[FOREIGN_CLIPS + i::2], 1.0))
         enough = seconds_of(harvested[name]) >= LEAST_JUDGED_SECONDS
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
         judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], most_segments=12,
@@ -284,6 +289,21 @@ def _taught(job: Job, parts: dict[str, list[Stretch]], progress: Progress) -> di
                         else stretch.estimate) for stretch in part] for name, part in parts.items()}
 
 
+@contextmanager
+def _beside_torch(work: Callable[[], T]) -> Iterator[Future[T]]:
+    """What `work` returns, for which torch gives up one of its threads meanwhile, where it has several."""
+    n_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        if n_threads == 1:
+            future.exception()      # waits
+        torch.set_num_threads(max(1, n_threads - 1))
+        try:
+            yield future
+        finally:
+            torch.set_num_threads(n_threads)
+
+
 def _foreign(n: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Noises [T] that are not the user's."""
     return [_as_int16(foreign_noise(FOREIGN_SECONDS, rng)) for _ in range(n)]
@@ -304,20 +324,18 @@ def network_before_training(job: Job, material: Material, start: Denoiser) -> De
     return build_network(job.size) if job.training_method.random_start else material.told or start
 
 
-def train(job: Job, material: Material, start: Denoiser, first: Denoiser, facts: dict[str, Any],
+def train(job: Job, material: Material, score: Score, first: Denoiser, facts: dict[str, Any],
           progress: Progress = lambda *_: None) -> Fit:
     """The best weights that training came by, as the validation part has it. Figures are added to `facts`.
 
     Args:
-        start: what to be better than.
+        score: against what was in use before.
         first: the network before the first step.
 
     Raises:
         NoSpecialist: no time left.
     """
-    began = job.clock.now()
-    score = Score(start, material.validation)
-    seconds = job.seconds_left() - max(FINISH_SECONDS, FINISH_SCORES * (job.clock.now() - began))
+    seconds = job.seconds_left() - max(FINISH_SECONDS, FINISH_SCORES * score.seconds)
     if seconds < LEAST_TRAINING_SECONDS:
         raise _out_of_time(job)
 
@@ -333,7 +351,8 @@ def train(job: Job, material: Material, start: Denoiser, first: Denoiser, facts:
     return fitted
 
 
-def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: dict[str, Any]) -> Denoiser:
+def choose(job: Job, material: Material, score: Score, start: Denoiser, fitted: Fit,
+           facts: dict[str, Any]) -> Denoiser:
     """How far to go from `start` to what training came by: a specialist that passed every check of the guard.
 
     Figures are added to `facts`.
@@ -346,7 +365,6 @@ def choose(job: Job, material: Material, start: Denoiser, fitted: Fit, facts: di
     if fitted.score <= 0:       # what the start itself has
         raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than {job.before}, which "
                                  "stays in use.", ["give it a larger budget", *_advice(facts)])
-    score = Score(start, material.validation)
     # between unrelated networks lies nothing of use
     mixes = (1.0,) if job.training_method.random_start else MIXES[job.others]
     mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
