@@ -230,7 +230,8 @@ class Enhancer:
             size: "tiny", "small" (if none is given), "medium" or "large"; of a `start` its own.
             budget_seconds: for everything, from reading to the verdict; at least 20. Some 15 s of it (on a slow or busy
                 machine 30 and more) go by before training and after it: below a minute little is learnt.
-            threads: of the training, by default one for each core that is idle, at most four.
+            threads: of the training. By default it begins with one for each core that is idle, at most four, and goes
+                on with whatever turns out to be quickest, as other programs come and go.
             nice: 0 to 19: how readily the training gives way to other programs (POSIX systems).
             steps: number of training steps instead of as many as the budget allows, to repeat an earlier run.
             on_progress: called a few times a second with a `Progress`; if it returns False, training is cancelled.
@@ -238,7 +239,7 @@ class Enhancer:
             checkpoint: a file for the state of training, a new one or what this wrote before. It is written every five
                 seconds; if this process or the machine goes down, the same call goes on from there. It holds weights,
                 no audio, and is removed when all is done.
-            seed: same seed, recordings, threads and number of steps, same specialist.
+            seed: same seed, recordings, `threads` (a number) and number of steps, same specialist.
 
         Raises:
             AudioError: a recording cannot be used. SettingsError: an argument is out of range.

@@ -251,12 +251,13 @@ def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: 
         raise SettingsError("the method finetune learns from clean speech alone; give clean=, or another method")
     if has_voices and others == "keep":
         raise SettingsError("voices are given, but others are kept; give others=\"remove\", or no voices")
+    most_threads = _most_threads() if threads is None else None
     if threads is None:
         threads = _idle_cores()
     settings = {
         "others": others, "method": method, "size": size, "nice": as_whole_number(nice, "nice", 0, 19),
         "budget_seconds": as_number(budget_seconds, "budget_seconds", SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS),
-        "threads": as_whole_number(threads, "threads", 1, 256),
+        "threads": as_whole_number(threads, "threads", 1, 256), "most_threads": most_threads,
         "steps": None if steps is None else as_whole_number(steps, "steps", 1, 10**6),
         "seed": as_whole_number(seed, "seed", 0, 2**31 - 1),
     }
@@ -269,12 +270,16 @@ def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: 
     return settings
 
 
+def _most_threads() -> int:
+    """That training takes by itself."""
+    return min(4, os.cpu_count() or 1)
+
+
 def _idle_cores() -> int:
     """Of this machine, by the load of the last minute (where the system tells), at least one and at most four: a thread
-    that waits for its turn keeps the others waiting."""
-    cores = os.cpu_count() or 1
+    that waits for its turn keeps the others waiting. Training tries others on the way."""
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(1, min(4, round(cores - busy)))
+    return max(1, min(_most_threads(), round((os.cpu_count() or 1) - busy)))
 
 
 def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Recording], deadline: float,

@@ -11,6 +11,7 @@ from pse_sdk.training.fit import Checkpoint, FitConfig, contrast_loss, fit, item
 from pse_sdk.training.network import build_network
 from pse_sdk.training.pseudo_mixtures import Contrasts, Items, Method
 from pse_sdk.training.specialist import interpolate
+from pse_sdk.training.threads import QuickestThreads
 
 
 class Tones:
@@ -103,6 +104,34 @@ def test_the_time_that_is_planned_for_is_used():
     fitted = fit(build_network("tiny"), TimedTones(), score, seconds=200, config=config, now=lambda: clock[0])
     assert 190 <= clock[0] <= 201
     assert fitted.seconds == clock[0]
+    again = fit(build_network("tiny"), Tones(), score, seconds=1e9, steps=fitted.n_steps, config=config)
+    assert [step for step, _ in again.curve] == [step for step, _ in fitted.curve]
+
+
+@pytest.mark.parametrize("chooses", [False, True])
+def test_slow_first_steps_do_not_shorten_the_plan(chooses):
+    """A step takes four seconds until another program ends, or until fewer threads are tried, and one second then."""
+    clock, threads = [0.0], torch.get_num_threads()
+
+    class TimedTones(Tones):
+        def draw(self, n):
+            slow = torch.get_num_threads() > 1 if chooses else clock[0] < 40
+            clock[0] += 4.0 if slow else 1.0
+            return super().draw(n)
+
+    def score(network):
+        clock[0] += 0.5
+        return clock[0]
+
+    try:
+        torch.set_num_threads(2)
+        config = FitConfig(batch=1, most_validations=10, steps_to_validate=1000)
+        fitted = fit(build_network("tiny"), TimedTones(), score, seconds=240, config=config, now=lambda: clock[0],
+                     threads=QuickestThreads(2) if chooses else None)
+    finally:
+        torch.set_num_threads(threads)
+    assert 210 <= clock[0] <= 245
+    assert fitted.n_steps > 150
     again = fit(build_network("tiny"), Tones(), score, seconds=1e9, steps=fitted.n_steps, config=config)
     assert [step for step, _ in again.curve] == [step for step, _ in fitted.curve]
 

@@ -203,6 +203,13 @@ def test_training_takes_the_cores_that_are_idle(monkeypatch, cores, load, thread
     assert job._idle_cores() == threads
 
 
+@pytest.mark.parametrize("given, most", [(None, 3), (1, None), (2, None)])
+def test_training_tries_other_numbers_of_threads_unless_one_is_given(monkeypatch, given, most):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    settings = job._checked("keep", False, "auto", False, "tiny", 60.0, given, 0, None, 0)
+    assert settings["most_threads"] == most
+
+
 def test_a_report_without_numbers_is_json_all_the_same():
     broken = Report(status="kept", summary="it broke", gain_db=float("nan"),
                     checks=(Check("clean_db", False, float("-inf"), -0.5, "fidelity"),))

@@ -55,7 +55,7 @@ def main() -> int:
               method=settings["method"], size=settings["size"], deadline=settings["deadline"],
               budget_seconds=settings["budget_seconds"], seed=settings["seed"], steps=settings["steps"],
               checkpoint=None if settings["checkpoint"] is None else Path(settings["checkpoint"]),
-              notes=tuple(settings["notes"]))
+              notes=tuple(settings["notes"]), most_threads=settings["most_threads"])
     last = [0.0]
 
     def say(stage: str, done: float, message: str) -> None:

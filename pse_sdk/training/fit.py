@@ -4,10 +4,12 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from .muon import optimizers
 from .network import Denoiser
 from .perception import perceptual_loss
 from .pseudo_mixtures import Contrasts, Items, PseudoMixtures
+from .threads import QuickestThreads
 
 SNR_WEIGHT = 0.2
 MISSING_WEIGHT = 3.0    # missing speech is worse than noise that is left: without this, PESQ falls for some users
@@ -28,6 +31,7 @@ MOST_BAD_STEPS = 3
 CONTRAST_WEIGHTS = {"corrected": (0.05, 0.02), "published": (1.0, 1.0)}     # alike, different; in dB beside the SNR
 CONTRAST_PAIRS = 4      # half as many as items
 PLAN_SHARE = 0.25       # of the time, after which it is clear how many steps fit; until then the rate stays at its peak
+LAST_STEPS, QUICKER = 8, 0.8    # steps that tell the pace; of the mean pace, from which on theirs counts
 CHECKPOINT_SECONDS = 5.0
 
 
@@ -118,6 +122,7 @@ def fit(
     on_step: Callable[[float, float], None] = lambda done, seconds_left: None,
     now: Callable[[], float] = time.monotonic,
     checkpoint: Checkpoint | None = None,
+    threads: QuickestThreads | None = None,
 ) -> Fit:
     """Train a copy of `start`.
 
@@ -131,6 +136,7 @@ def fit(
         on_step: called with the share done and the seconds left.
         now: a clock in seconds; `seconds` are its.
         checkpoint: where the state of training is kept every few seconds, and read from if there is one.
+        threads: to choose the number of torch's threads on the way, instead of leaving it as it is.
     """
     began = now()
     run = _Run.begin(start, config, steps or 0, validate)
@@ -139,6 +145,7 @@ def fit(
     if checkpoint is not None:
         run.load(checkpoint, mixtures)
     trained_before, began, saved = run.seconds, now(), now()
+    took: deque[float] = deque(maxlen=LAST_STEPS)       # seconds
     contrast = mixtures.method.contrast
     while not run.n_steps or run.step < run.n_steps:
         elapsed = now() - began
@@ -148,9 +155,9 @@ def fit(
         if not run.n_steps:
             fitting = min(config.most_steps, max(config.fewest_steps, round(run.step / PLAN_SHARE)))
             n_validations = (1 - PLAN_SHARE) * fitting / config.steps_between(fitting)     # none before the plan
-            if (run.seconds >= PLAN_SHARE * (seconds - n_validations * validation_seconds)
-                    or fitting == config.most_steps):
-                run.n_steps = fitting
+            for_steps = seconds - n_validations * validation_seconds
+            if run.seconds >= PLAN_SHARE * for_steps or fitting == config.most_steps:
+                run.n_steps = min(config.most_steps, max(fitting, _steps_at_last_pace(run, for_steps, took)))
         done = run.step / run.n_steps if run.n_steps else 0.0
         on_step(max(done, 1 - left / seconds), left)
         loss = items_loss(run.network, mixtures.draw(config.batch))
@@ -158,6 +165,9 @@ def fit(
             loss = loss + contrast_loss(run.network, mixtures.draw_contrasts(CONTRAST_PAIRS), contrast)
         if not run.learn(loss, learning_rate(run.step, done, config)):
             break
+        took.append(now() - began - elapsed)
+        if threads is not None:
+            threads.took(took[-1])
         if run.step == run.n_steps or (run.step > PLAN_SHARE * run.n_steps > 0
                                        and run.step % config.steps_between(run.n_steps) == 0):
             run.consider(validate)
@@ -169,6 +179,14 @@ def fit(
         run.consider(validate)
     trained = trained_before + validation_seconds + now() - began
     return Fit(run.best.eval(), run.best_score, run.step, trained, tuple(run.curve))
+
+
+def _steps_at_last_pace(run: "_Run", for_steps: float, took: Sequence[float]) -> int:
+    """That fit into `for_steps` seconds if all to come are as quick as the last ones, where those are much quicker than
+    the ones before: another program has ended, or the number of threads was a bad one. Else 0."""
+    if len(took) < LAST_STEPS or fmean(took) > QUICKER * run.seconds / run.step:
+        return 0
+    return run.step + int((for_steps - run.seconds) / fmean(took))
 
 
 def learning_rate(step: int, done: float, config: FitConfig) -> float:

@@ -32,6 +32,7 @@ from .network import Denoiser, build_network, load_network
 from .onnx_export import export_model
 from .pseudo_mixtures import AUTO, METHODS, SEGMENT_FRAMES, Method, NoiseBank, NoiseBanks, Pair, PseudoMixtures
 from .teacher import Teacher
+from .threads import QuickestThreads
 from .user_network import load_user_network
 from .voices import others_from
 
@@ -94,6 +95,7 @@ class Job:
     notes: tuple[str, ...] = ()
     clock: WorkClock = field(default_factory=WorkClock)
     checkpoint: Path | None = None
+    most_threads: int | None = None     # that training may take, where it chooses by itself
 
     @property
     def method_name(self) -> str:
@@ -346,7 +348,8 @@ def train(job: Job, material: Material, score: Score, first: Denoiser, facts: di
     checkpoint = None if job.checkpoint is None else Checkpoint(job.checkpoint, job.key(first))
     fitted = fit(first, material.mixtures, score, seconds=seconds, steps=job.steps, on_step=on_step,
                  config=FitConfig(peak_rate=method.peak_rate or PEAK_RATES[job.size], most_steps=MOST_STEPS[job.size]),
-                 now=job.clock.now, checkpoint=checkpoint)
+                 now=job.clock.now, checkpoint=checkpoint,
+                 threads=None if job.most_threads is None else QuickestThreads(job.most_threads))
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
     return fitted
 
