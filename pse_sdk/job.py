@@ -251,9 +251,9 @@ def _checked(others: str, has_voices: bool, method: str, has_clean: bool, size: 
         raise SettingsError("the method finetune learns from clean speech alone; give clean=, or another method")
     if has_voices and others == "keep":
         raise SettingsError("voices are given, but others are kept; give others=\"remove\", or no voices")
-    most_threads = _most_threads() if threads is None else None
+    most_threads = None
     if threads is None:
-        threads = _idle_cores()
+        threads, most_threads = _idle_cores(), _most_threads()
     settings = {
         "others": others, "method": method, "size": size, "nice": as_whole_number(nice, "nice", 0, 19),
         "budget_seconds": as_number(budget_seconds, "budget_seconds", SHORTEST_BUDGET_SECONDS, LONGEST_BUDGET_SECONDS),

@@ -54,3 +54,12 @@ def test_a_step_that_hangs_once_changes_nothing():
     run(threads, 100, lambda n: {1: 0.08, 2: 0.06}[n])
     threads.took(5.0)
     assert set(run(threads, 7, lambda n: {1: 0.08, 2: 0.06}[n])) == {2}
+
+
+def test_what_is_on_trial_when_training_ends_is_not_kept():
+    torch.set_num_threads(2)
+    threads = QuickestThreads(2)
+    run(threads, N_REMEMBERED, lambda n: {1: 0.08, 2: 0.06}[n])
+    assert torch.get_num_threads() == 1
+    threads.settle()
+    assert torch.get_num_threads() == 2

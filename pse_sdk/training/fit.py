@@ -175,6 +175,8 @@ def fit(
             saved = now()
             run.seconds = trained_before + saved - began
             run.save(checkpoint, mixtures)
+    if threads is not None:
+        threads.settle()
     if run.curve[-1][0] != run.step:
         run.consider(validate)
     trained = trained_before + validation_seconds + now() - began

@@ -44,6 +44,11 @@ class QuickestThreads:
             self._tried = {n: [] for n in self._to_try}
             self._next()
 
+    def settle(self) -> None:
+        """No trial any more: torch has the number that was quickest."""
+        self._to_try = []
+        torch.set_num_threads(self._chosen)
+
     def _on_trial(self, seconds: float) -> None:
         steps = self._tried[self._to_try[0]]
         steps.append(seconds)
