@@ -45,7 +45,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.folders and not args.again and not args.mix:
         parser.error("name folders of weights, or sizes with --again or --mix")
-    args.into.mkdir(parents=True, exist_ok=True)
+    runs = [(folder, *read_run(folder)) for folder in args.folders]     # all of them, before anything is replaced
+    try:
+        args.into.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--into {args.into}: is no folder to write to ({error.strerror})") from error
     for size in args.again:
         path = args.into / f"{size}.onnx"
         model = export_model(load_network(size, path.with_suffix(".safetensors")), OnnxDenoiser(path).info)
@@ -53,8 +57,7 @@ def main() -> None:
         write_whole(path, model)
     for size, other, share in args.mix:
         mix(args.into, size, Path(other), share)
-    for folder in args.folders:
-        what, last = read_run(folder)
+    for folder, what, last in runs:
         if what == "snr_predictor":
             predictor = SnrPredictor()
             predictor.load_state_dict(load_file(folder / "weights.safetensors"))

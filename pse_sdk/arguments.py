@@ -1,13 +1,17 @@
 """What callers pass, checked before anything starts. Each check returns the value, ready to use."""
 
+import errno
 import math
 import os
 import reprlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from .errors import SettingsError
+
+LEAST_FREE_BYTES = 16 * 2**20   # where a model file or a checkpoint is to be written
 
 
 def as_path(value: object, name: str) -> Path:
@@ -48,6 +52,16 @@ def as_number(value: object, name: str, least: float, most: float = math.inf) ->
     raise SettingsError(f"{name}={reprlib.repr(value)}; give a number {limits}")
 
 
+def a_type(value: object) -> str:
+    """What a value is, for messages.
+
+    >>> a_type(3), a_type("3")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' or name == 'ndarray' else 'a'} {name}"
+
+
 def check_function(value: object, name: str) -> None:
     """Raises SettingsError where the argument called `name` is neither None nor something to call."""
     if value is not None and not callable(value):
@@ -61,12 +75,16 @@ def check_target(path: Path, name: str) -> None:
         SettingsError: no file can be written at the path that the argument called `name` gives.
     """
     folder = path.parent
-    if path.is_dir() or not folder.is_dir():
-        raise SettingsError(f"{name} {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {folder}")
+    if path.is_dir() or not folder.is_dir() or (path.exists() and not path.is_file()):
+        raise SettingsError(f"{name} {path}: " + ("is a folder" if path.is_dir() else "is no regular file"
+                                                  if path.exists() else f"there is no folder {folder}")
                             + "; give the path of a file to write")
     probe = folder / f".{path.name}.probe"
     try:
         probe.touch()
         probe.unlink()
+        free = shutil.disk_usage(folder).free
+        if free < LEAST_FREE_BYTES:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {free} bytes left")
     except OSError as error:
         raise SettingsError(f"{name} {path}: cannot be written ({error.strerror}); choose a writable folder") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import a_type
 from .errors import AudioError, SettingsError
 
 LOWEST_SAMPLE_RATE = 4_000
@@ -199,4 +200,4 @@ def _check_shape(array: np.ndarray) -> None:
 def _describe(samples: object) -> str:
     """Type of what the caller gave, with its shape where it has one."""
     shape = getattr(samples, "shape", None)
-    return f"a {type(samples).__name__}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
+    return a_type(samples) + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def model(sub: argparse.ArgumentParser) -> None:
         group = sub.add_mutually_exclusive_group()
-        group.add_argument("--model", type=Path, help="a model file; without it a generalist runs")
+        group.add_argument("--model", type=Path, help="a model file, instead of a generalist")
         group.add_argument("--size", choices=SIZES, help="which generalist")
 
     def strength(sub: argparse.ArgumentParser) -> None:
@@ -113,10 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--budget", type=float, default=180, metavar="SECONDS", help="for everything (%(default)s)")
     sub.add_argument("--threads", type=int, help="of the training; default: one for each idle core, at most four")
     sub.add_argument("--nice", type=int, default=0, help="0 to 19: how readily it gives way to other programs")
-    sub.add_argument("--clean", nargs="+", help="files or folders with seconds of the same voice without noise")
-    sub.add_argument("--noise", nargs="+", help="files or folders with noises to remove, beside those made here")
+    sub.add_argument("--clean", nargs="+", metavar="FILE", help="files or folders with seconds of the same voice "
+                     "without noise; name the recordings before these")
+    sub.add_argument("--noise", nargs="+", metavar="FILE", help="files or folders with noises to remove, beside those "
+                     "made here")
     sub.add_argument("--others", choices=OTHERS, default="keep", help="other people's voices (%(default)s)")
-    sub.add_argument("--voices", nargs="+", help="files or folders with other people talking, for --others remove")
+    sub.add_argument("--voices", nargs="+", metavar="FILE", help="files or folders with other people talking, for "
+                     "--others remove")
     sub.add_argument("--checkpoint", type=Path, metavar="FILE",
                      help="keep the state of training there; killed, the same command goes on")
     sub.add_argument("--seed", type=int, default=0)
@@ -157,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--quick", action="store_true", help="seconds instead of minutes")
 
     sub = command("info", _info, "Say what a model file is.")
+    sub.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a model file, as --model")
     model(sub)
     return parser
 
@@ -194,13 +199,28 @@ def _personalize(args: argparse.Namespace) -> int:
     assert report is not None
     keep = not report.accepted and args.out.exists()
     if not keep:
-        enhancer.save(args.out)
+        try:
+            enhancer.save(args.out)
+        except ModelFileError as error:
+            if not report.accepted:
+                raise
+            raise ModelFileError(f"{error}; {_saved_elsewhere(enhancer, args.out.name)}") from error
     if args.json:
         _say(json.dumps({**asdict(report), "model": str(args.out), "written": not keep}))
     else:
         out = printable(str(args.out))
         _say(report, f"{out} was left as it is." if keep else f"Model file: {out}")
     return DONE if report.accepted else KEPT
+
+
+def _saved_elsewhere(enhancer: Enhancer, name: str) -> str:
+    """Where a specialist is now that could not be written where it should go, in words."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix="pse-model-"), name)
+        enhancer.save(path)
+    except (OSError, ModelFileError) as error:
+        return f"nor elsewhere ({error})"
+    return f"the specialist is {path}"
 
 
 @quiet_libraries()
@@ -318,6 +338,9 @@ def _benchmark(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    if args.file is not None and (args.model or args.size):
+        raise SettingsError(f"{args.file} and another model; name one of them")
+    args.model = args.model or args.file
     enhancer = _enhancer(args)
     facts = {**asdict(enhancer.info), "digest": enhancer.digest}
     if args.json:

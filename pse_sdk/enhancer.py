@@ -129,9 +129,10 @@ class Enhancer:
         written = n_beyond = 0
         with AudioReader(source) as reader:
             try:
-                # an open file, for its name may be bytes that are no text
+                # a descriptor, for the name may be bytes that are no text
                 with (partial.open("wb") as raw,
-                      soundfile.SoundFile(raw, "w", reader.sample_rate, reader.n_channels, "PCM_16", format="WAV")
+                      soundfile.SoundFile(raw.fileno(), "w", reader.sample_rate, reader.n_channels, "PCM_16",
+                                          format="WAV", closefd=False)
                       as file, self.stream(reader.sample_rate, reader.n_channels, strength=strength,
                                            max_reduction_db=max_reduction_db, full_band=full_band) as stream):
                     skip = stream.delay_samples
@@ -211,9 +212,9 @@ class Enhancer:
         Args:
             recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of
                 speech is little, five are plenty. Of more than 6 minutes (4 where others are removed) those are used in
-                which most happens; of more than an hour an hour is read, the same share of every recording; of
-                anything else at most ten minutes. A take that is given twice counts once. What seems to be clipped,
-                music, a telephone or several talkers is named in the report.
+                which most happens; of more than an hour an hour is read, as much of every recording and of each its
+                beginning; of anything else at most ten minutes. A take that is given twice counts once. What seems to
+                be clipped, music, a telephone or several talkers is named in the report.
             clean: of the user as well, but without noise (close to the microphone, in a quiet room): seconds help, a
                 minute helps more. What does not sound clean is used as a noisy recording, and noted.
             noise: files or folders with noises that should be removed, beside those that the package makes itself.

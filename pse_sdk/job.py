@@ -10,8 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -110,6 +110,47 @@ def run_job(
         if checkpoint.exists() and checkpoint.stat().st_size and not _is_checkpoint(checkpoint):
             raise SettingsError(f"checkpoint {checkpoint}: is there already, and no checkpoint; name another file")
     settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
+    with _alone_at(checkpoint):
+        return _run(settings, recordings, clean, noise, voices, teacher, start, on_progress, paused, checkpoint)
+
+
+@contextmanager
+def _alone_at(checkpoint: Path | None) -> Iterator[None]:
+    """Two trainings at one checkpoint would each undo the other's.
+
+    Raises:
+        SettingsError: another one is there now.
+    """
+    if checkpoint is None or fcntl is None:
+        yield
+        return
+    path = checkpoint.with_name(f".{checkpoint.name}.lock")
+    try:
+        with path.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+    except BlockingIOError as error:
+        raise SettingsError(f"checkpoint {checkpoint}: another personalization writes there now; wait for it, or name "
+                            "another file") from error
+
+
+def _run(
+    settings: dict[str, Any],
+    recordings: Source | Sequence[Source],
+    clean: Source | Sequence[Source] | None,
+    noise: Source | Sequence[Source] | None,
+    voices: Source | Sequence[Source] | None,
+    teacher: Callable[[np.ndarray], np.ndarray] | None,
+    start: bytes | None,
+    on_progress: Callable[[Progress], object] | None,
+    paused: Callable[[], object] | None,
+    checkpoint: Path | None,
+) -> tuple[bytes | None, Report]:
+    """The job that `settings` describe, once they are known to be in order."""
     deadline = settings["deadline"] = time.monotonic() + settings["budget_seconds"]
     _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
     read = read_recordings(recordings, max_seconds=LONGEST_SECONDS, evenly=True)
@@ -121,7 +162,7 @@ def run_job(
     read, twice = _without(read, given)
     read, broken = _not_too_clipped(read)
     given, also_broken = _not_too_clipped(given)
-    read, cut = at_most(read, MOST_SECONDS[others])
+    read, cut = at_most(read, MOST_SECONDS[settings["others"]])
     settings["notes"] += [*twice, *broken, *also_broken, *cut]
     estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
     _remove_abandoned()
@@ -215,7 +256,7 @@ def at_most(recordings: list[Recording], seconds: float) -> tuple[list[Recording
             kept.append(replace(recordings[i], samples=samples.copy()))
             left -= len(samples)
     used = sum(recording.seconds for recording in kept)
-    return kept, (f"of {total / 60:.0f} minutes of recordings {used / 60:.0f} were used, in which most happens",)
+    return kept, (f"of {total / 60:.1f} minutes of recordings {used / 60:.1f} were used, in which most happens",)
 
 
 def _evenly(lengths: np.ndarray, lively: np.ndarray, seconds: float) -> np.ndarray:
@@ -299,9 +340,11 @@ def _estimates(teacher: Callable[[np.ndarray], np.ndarray], recordings: list[Rec
                                 f"and got what is no array ({error})") from error
         with np.errstate(over="ignore"):
             floats = given.astype(np.float32) if given.dtype.kind == "f" else given
-        if given.shape != recording.samples.shape or given.dtype.kind != "f" or not np.isfinite(floats).all():
+        if given.shape != recording.samples.shape or given.dtype.kind != "f":
             raise SettingsError(f"teacher: expected as many finite floats as it was given, {recording.samples.shape}, "
-                                f"and got {given.dtype} {given.shape}; look for NaN and Inf, too")
+                                f"and got {given.dtype} {given.shape}")
+        if n_bad := np.count_nonzero(~np.isfinite(floats)):
+            raise SettingsError(f"teacher: {n_bad} of the {len(floats)} samples that it returned are NaN or infinite")
         found.append(Recording(floats, recording.name))
     if found:
         _check_estimates(recordings, found)

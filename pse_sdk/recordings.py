@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .arguments import as_number
+from .arguments import a_type, as_number
 from .audio import (
+    MAX_CHANNELS,
     as_float32,
     check_sample_rate,
     check_scale,
@@ -194,16 +195,22 @@ class _Samples:
     def __init__(self, name: str, samples: object, sample_rate: float) -> None:
         self.name = name
         self.sample_rate = check_sample_rate(sample_rate)
-        try:
-            array = as_float32(samples)
-        except AudioError as error:
-            raise AudioError(f"{name}: {error}") from error
-        self._samples = array if array.ndim == 2 else array[:, np.newaxis]
-        self.n_channels = self._samples.shape[1]
+        array = samples if isinstance(samples, np.ndarray) else self._float32(samples)
+        fits = array.ndim == 1 or (array.ndim == 2 and array.shape[1] <= MAX_CHANNELS)
+        beginning = self._float32(array[:1] if fits else array)     # of hours only what is read becomes floats
+        self.n_channels = beginning.shape[1] if beginning.ndim == 2 else 1
+        self._samples = array
 
     def blocks(self) -> Iterator[np.ndarray]:
         length = max(1, NUMBERS_PER_BLOCK // self.n_channels)
-        return (self._samples[start:start + length] for start in range(0, len(self._samples), length))
+        return (self._float32(self._samples[start:start + length]).reshape(-1, self.n_channels)
+                for start in range(0, len(self._samples), length))
+
+    def _float32(self, samples: object) -> np.ndarray:
+        try:
+            return as_float32(samples)
+        except AudioError as error:
+            raise AudioError(f"{self.name}: {error}") from error
 
     def close(self) -> None:
         """Memory needs no closing."""
@@ -219,8 +226,10 @@ def _inputs(sources: Source | Iterable[Source],
     elif isinstance(sources, Iterable) and not isinstance(sources, (np.ndarray, bytes, dict)):
         several = sources
     else:
-        raise AudioError(f"expected {wanted}, or several of them, got a {type(sources).__name__}; "
+        raise AudioError(f"expected {wanted}, or several of them, got {a_type(sources)}; "
                          "samples need their rate: (samples, 16000)")
+    if isinstance(sources, tuple) and len(sources) == 2 and isinstance(sources[0], np.ndarray) and several is sources:
+        several = [sources]     # one recording, whose rate is no number
     for position, source in enumerate(several, start=1):
         if _is_pair(source):
             yield partial(_Samples, f"recording {position}", *source)
@@ -232,10 +241,10 @@ def _inputs(sources: Source | Iterable[Source],
                 continue
             yield from (partial(AudioReader, file) for file in files)
         elif isinstance(source, tuple) and len(source) == 2:
-            raise AudioError(f"recording {position}: expected (samples, sample_rate) with a number in Hz, got a "
-                             f"{type(source[1]).__name__} for the rate")
+            raise AudioError(f"recording {position}: expected (samples, sample_rate) with a number in Hz, got "
+                             f"{a_type(source[1])} for the rate")
         else:
-            raise AudioError(f"recording {position}: expected {wanted}, got a {type(source).__name__}; "
+            raise AudioError(f"recording {position}: expected {wanted}, got {a_type(source)}; "
                              "samples need their rate: (samples, 16000)")
 
 
@@ -271,7 +280,8 @@ def _read(source: AudioReader | _Samples, max_seconds: float) -> Recording:
     check_scale(source.name, look.n_beyond, look.n_samples * source.n_channels)
     if look.swing.max() < _SILENCE:
         not_sound = f" and {look.n_replaced} samples that are no numbers" if look.n_replaced else ""
-        raise AudioError(f"{source.name} holds only digital silence{not_sound}; "
+        where = f" in its first {seconds / 60:.0f} minutes, and more is not read" if look.was_cut else ""
+        raise AudioError(f"{source.name} holds only digital silence{not_sound}{where}; "
                          "check that the microphone is connected, allowed and not muted")
 
     weights = _channel_weights(look.covariance)

@@ -40,7 +40,9 @@ class Report:
     """Median SNR of the recordings' speech as the predictor hears it; None without speech."""
     n_steps: int = 0
     seconds_spent: float = 0.0
+    """By this call."""
     seconds_training: float = 0.0
+    """For all steps, those before a checkpoint included."""
     gain_db: float = 0.0
     """Mean SI-SDR gain over the start model on held-out mixtures of the user's own recordings."""
     mix: float = 0.0

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,43 @@ def test_personalize_refuses_an_unwritable_target_before_it_trains(capsys, wav, 
 def test_personalize_refuses_a_missing_folder_before_it_trains(capsys, wav, tmp_path):
     code, _, err = run(capsys, "personalize", wav, "--out", tmp_path / "no" / "folder" / "me.onnx")
     assert code == 2 and "me.onnx" in err
+
+
+def test_personalize_refuses_a_device_before_it_trains(capsys, wav):
+    code, _, err = run(capsys, "personalize", wav, "--out", os.devnull)
+    assert code == 2 and f"{os.devnull}: is no regular file" in err
+
+
+def test_a_specialist_that_cannot_be_written_is_kept_elsewhere(capsys, wav, tmp_path, tiny_model, monkeypatch):
+    def fake(cls, recordings, **options):
+        enhancer = Enhancer(tiny_model)
+        enhancer.report = Report("accepted", "a verdict")
+        (tmp_path / "out").rmdir()      # while it trained
+        return enhancer
+    monkeypatch.setattr(Enhancer, "personalize", classmethod(fake))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    code, _, err = run(capsys, "personalize", wav, "--out", tmp_path / "out" / "me.onnx")
+    [kept] = tmp_path.glob("pse-model-*/me.onnx")
+    assert code == 2 and "cannot be written" in err and f"the specialist is {kept}" in err
+    assert Enhancer(kept).info == Enhancer(tiny_model).info
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
+def test_a_disk_that_fills_up_while_enhancing_is_said_in_one_line(tmp_path, tiny_model):
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 40 * 16_000), 16_000)
+    source = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+              "from pse_sdk.cli import main; sys.exit(main(sys.argv[1:]))")
+    ended = subprocess.run([sys.executable, "-c", source, "enhance", tmp_path / "long.wav", "--model", tiny_model,
+                            "--out", tmp_path / "out.wav"], capture_output=True, text=True, check=False,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 2 and "out.wav: cannot be written" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1 and [path.name for path in tmp_path.glob("*.wav")] == ["long.wav"]
+
+
+def test_info_takes_a_model_file_like_every_other_command(capsys, tiny_model):
+    assert run(capsys, "info", tiny_model) == run(capsys, "info", "--model", tiny_model)
+    assert run(capsys, "info", tiny_model, "--size", "tiny")[0] == 2
 
 
 def test_a_checkpoint_that_is_the_model_file_as_well_is_refused(capsys, wav, tmp_path):

@@ -170,6 +170,7 @@ def test_what_was_killed_goes_on_from_its_checkpoint_as_if_it_had_not_been(start
         run(on_step, checkpoint)
     resumed = run(tick, checkpoint)
     assert resumed.n_steps == whole.n_steps == other.n_steps
+    assert (whole.began_anew, other.began_anew, resumed.began_anew) == (False, True, False)
     assert resumed.curve == whole.curve
     assert all(torch.equal(a, b) for a, b in
                zip(resumed.network.parameters(), whole.network.parameters(), strict=True))
@@ -188,7 +189,7 @@ def test_a_damaged_or_impossible_checkpoint_costs_nothing_but_itself(start, held
         path.write_bytes(content)
     fitted = fit(start, Tones(), held_out_loss, seconds=60, steps=4, config=FitConfig(batch=2),
                  checkpoint=Checkpoint(path, "key"))
-    assert fitted.n_steps == 4
+    assert fitted.n_steps == 4 and fitted.began_anew == (content is not None)
 
 
 def test_interpolation_ends_at_its_ends(start):

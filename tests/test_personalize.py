@@ -8,12 +8,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
-from pse_sdk import Enhancer, job
+from pse_sdk import Enhancer, arguments, job
 from pse_sdk.enhancer import generalist
 from pse_sdk.errors import (
     AudioError,
@@ -149,7 +150,7 @@ def test_another_teacher_is_asked_once_for_each_recording(reader_recordings):
                                     np.zeros(3, np.float32), np.zeros(30 * RATE, np.int16), None,
                                     np.full(30 * RATE, np.nan, np.float32)])
 def test_a_teacher_that_answers_with_something_else_is_refused(hum, answer):
-    with pytest.raises(SettingsError, match="teacher: expected as many finite floats"):
+    with pytest.raises(SettingsError, match="teacher: expected as many finite floats|480000 samples .* NaN or infinite"):
         Enhancer.personalize([hum], teacher=lambda samples: answer)
 
 
@@ -386,7 +387,7 @@ def test_of_hours_those_minutes_are_used_in_which_something_happens():
     (first, second), [note] = job.at_most(recordings, 180)
     assert np.array_equal(first.samples, spoken) and first.notes == ("clipped",)
     assert second.samples is not recordings[1].samples and second.seconds == 60 and second.notes == ("hummed",)
-    assert "of 21 minutes of recordings 3 were used" in note
+    assert "of 21.0 minutes of recordings 3.0 were used" in note
     assert job.at_most(recordings[1:], 180) == (recordings[1:], ())
 
 
@@ -398,7 +399,8 @@ def test_of_hours_of_speech_minutes_are_used_from_everywhere():
     assert [int(recording.name) for recording in kept] == [1, 5, 9, 13, 17]
     messages = [Recording(minutes(1, 5.0, rng)[:3 * RATE], str(i)) for i in range(300)]
     kept, [note] = job.at_most([Recording(minutes(30, 0.0, rng), "steady"), *messages], 600)
-    assert sum(recording.seconds for recording in kept) == 600 and "of 45 minutes of recordings 10 were used" in note
+    assert sum(recording.seconds for recording in kept) == 600
+    assert "of 45.0 minutes of recordings 10.0 were used" in note
     assert {kept[0].name, kept[-1].name} <= {"0", "1", "298", "299"}
     long = Recording(minutes(20, 5.0, rng), "long")
     assert sum(recording.seconds for recording in job.at_most([long], 290)[0]) <= 290
@@ -411,8 +413,9 @@ def test_what_is_wrong_with_other_sounds_names_the_argument(hum):
         Enhancer.personalize([hum], clean=(np.zeros(0), RATE))
     with pytest.raises(AudioError, match="noise: expected a file"):
         Enhancer.personalize([hum], noise=5)
-    with pytest.raises(AudioError, match="a number in Hz, got a str"):
-        Enhancer.personalize([(hum[0], "16000")])
+    for given in ([(hum[0], "16000")], (hum[0], "16000")):
+        with pytest.raises(AudioError, match="a number in Hz, got a str"):
+            Enhancer.personalize(given)
 
 
 @pytest.mark.parametrize("content", [b"my diary", b"PK\x03\x04 a torch file of somebody else's"])
@@ -455,6 +458,31 @@ def test_notes_name_recordings_by_their_place_in_what_was_given(hum, monkeypatch
     clipped = (np.clip(np.random.default_rng(1).standard_normal(30 * RATE), -1, 1) * syllables).astype(np.float32)
     report = Enhancer.personalize([*quiet, (clipped, RATE)], size="tiny", budget_seconds=30).report
     assert [note.split(": ")[0] for note in report.notes if "clipped" in note] == ["recording 4"]
+
+
+@pytest.mark.skipif(job.fcntl is None, reason="needs locks of files")
+def test_two_personalizations_never_share_a_checkpoint(hum, tmp_path):
+    checkpoint = tmp_path / "me.checkpoint"
+    with job._alone_at(checkpoint), pytest.raises(SettingsError, match="another personalization writes there now"):
+        Enhancer.personalize([hum], checkpoint=checkpoint)
+    with job._alone_at(checkpoint):
+        pass
+    assert not list(tmp_path.glob("*me.checkpoint*"))
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_noticed_before_training(hum, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
+    with pytest.raises(SettingsError, match="me.checkpoint: cannot be written .*1000000 bytes left"):
+        Enhancer.personalize([hum], checkpoint=tmp_path / "me.checkpoint")
+    assert not list(tmp_path.glob("*me.checkpoint*"))
+
+
+def test_what_a_teacher_returns_beside_numbers_is_counted(hum):
+    def teacher(samples):
+        samples[:7] = np.nan
+        return samples
+    with pytest.raises(SettingsError, match="teacher: 7 of the .* are NaN or infinite"):
+        Enhancer.personalize([hum], teacher=teacher)
 
 
 @needs_models

@@ -192,6 +192,32 @@ def test_a_run_begins_with_given_weights(corpus, tmp_path, checkpoint):
         torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
 
 
+def test_a_run_that_goes_on_says_that_it_has_its_own_weights(corpus, tmp_path, checkpoint, uninterrupted, capsys):
+    shutil.copy(checkpoint, tmp_path)
+    pretrain.save_weights(build_network("tiny"), tmp_path / "start.safetensors")
+    train(corpus, tmp_path, **{"start-weights": tmp_path / "start.safetensors"})
+    assert "--start-weights counted when it was begun" in capsys.readouterr().out
+    assert identical(weights_of(tmp_path), uninterrupted[0])
+
+
+def test_a_run_that_begins_anew_keeps_no_rows_of_the_one_before(corpus, tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 3, "hours": 1.0}\n{"step": 600, "hours": 99.0}\n')
+    train(corpus, tmp_path, steps=3)
+    assert [row["step"] for row in rows_of(tmp_path)] == [3]
+
+
+def test_what_there_is_to_learn_from_is_said(corpus, tmp_path, capsys):
+    train(corpus, tmp_path, steps=0)
+    assert re.search(r"training: [\d.e-]+ h of speech in \d+ files \(test \d+\), .* of noise .* of rooms .*; valid",
+                     capsys.readouterr().out)
+
+
+def test_more_threads_than_cores_are_refused(corpus, tmp_path):
+    with pytest.raises(SettingsError, match="--threads 5000: this machine has"):
+        train(corpus, tmp_path / "out", threads=5000)
+    assert not (tmp_path / "out").exists()
+
+
 def test_generated_noise_is_heard_and_made_once(corpus, tmp_path, uninterrupted):
     for attempt in ("first", "second"):
         train(corpus, tmp_path / attempt, cache=tmp_path / "cache", **{"generated-noise": 0.01})
@@ -219,7 +245,8 @@ def test_weights_that_do_not_fit_are_refused(corpus, tmp_path, content):
         pretrain.save_weights(build_network(content), start)
     elif content:
         start.write_bytes(content)
-    with pytest.raises(SettingsError, match="--start-weights .*start.safetensors cannot be used"):
+    why = "of another network: .* expected .*; give those of the same" if content == "small" else "cannot be read"
+    with pytest.raises(SettingsError, match=f"--start-weights .*start.safetensors .*{why}"):
         train(corpus, tmp_path / "out", **{"start-weights": start})
     assert not (tmp_path / "out").exists()
 

@@ -455,6 +455,18 @@ def test_digital_silence_is_refused(samples):
     assert "holds only digital silence" in refusal((samples.astype(np.float32), 16_000))
 
 
+def test_of_thirty_hours_only_what_is_read_becomes_floats():
+    """As bytes of zero strides, for the test's own sake."""
+    hours = np.broadcast_to(np.int16(0), (30 * 3600 * 16_000,))
+    tracemalloc.start()
+    try:
+        with pytest.raises(AudioError, match="only digital silence in its first 10 minutes, and more is not read"):
+            read_recordings((hours, 16_000), max_seconds=600)
+        assert tracemalloc.get_traced_memory()[1] < 2e8
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_very_quiet_recording_is_not_silence():
     assert only((0.002 * white_noise(), 16_000)).seconds == 1.0
 

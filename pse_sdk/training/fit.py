@@ -61,6 +61,7 @@ class Fit:
     n_steps: int
     seconds: float
     curve: tuple[tuple[int, float], ...]
+    began_anew: bool = False    # for the checkpoint that was there is of another training, or damaged
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,7 @@ def fit(
     run = _Run.begin(start, config, steps or 0, validate)
     validation_seconds = now() - began      # building a run takes next to nothing
     seconds -= validation_seconds
-    if checkpoint is not None:
-        run.load(checkpoint, mixtures)
+    began_anew = checkpoint is not None and not run.load(checkpoint, mixtures) and checkpoint.path.exists()
     trained_before, began, saved = run.seconds, now(), now()
     took: deque[float] = deque(maxlen=LAST_STEPS)       # seconds
     contrast = mixtures.method.contrast
@@ -180,7 +180,7 @@ def fit(
     if run.curve[-1][0] != run.step:
         run.consider(validate)
     trained = trained_before + validation_seconds + now() - began
-    return Fit(run.best.eval(), run.best_score, run.step, trained, tuple(run.curve))
+    return Fit(run.best.eval(), run.best_score, run.step, trained, tuple(run.curve), began_anew)
 
 
 def _steps_at_last_pace(run: "_Run", for_steps: float, took: Sequence[float]) -> int:
@@ -261,16 +261,16 @@ class _Run:
         with suppress(ModelFileError):
             write_whole(checkpoint.path, CHECKPOINT_HEADER + content.getvalue())
 
-    def load(self, checkpoint: Checkpoint, mixtures: PseudoMixtures) -> None:
-        """Go on where the checkpoint was saved, if it is there, whole, and of this training."""
+    def load(self, checkpoint: Checkpoint, mixtures: PseudoMixtures) -> bool:
+        """Go on where the checkpoint was saved, if it is there, whole, and of this training. Whether it is."""
         try:
             content = checkpoint.path.read_bytes().removeprefix(CHECKPOINT_HEADER)
             state = torch.load(io.BytesIO(content), weights_only=True)
             if state["key"] != checkpoint.key:
-                return
+                return False
             saved_optimizers = state["optimizers"]      # an earlier version had one
         except Exception:       # torch has no common class for what a damaged file leads to
-            return
+            return False
         for name in _WEIGHTS:
             getattr(self, name).load_state_dict(state[name])
         for name in _NUMBERS:
@@ -278,6 +278,7 @@ class _Run:
         for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=True):
             optimizer.load_state_dict(saved)
         mixtures.set_state(state["mixtures"])
+        return True
 
 
 _WEIGHTS = ("network", "average", "best")

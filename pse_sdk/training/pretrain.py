@@ -16,10 +16,12 @@ Which corpora `--data` takes: `layouts.py`. What 10,000 hours would take: benchm
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -39,7 +41,7 @@ from ..config import SIZES, STFT
 from ..errors import PseError, SettingsError
 from ..talkers import PIECE_FRAMES
 from . import processes
-from .corpus import load_corpus
+from .corpus import Corpus, load_corpus
 from .generated_noise import generated_noise
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
@@ -249,7 +251,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="(here: %(default)s)")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
                         help="of the recurrent layers; bfloat16 is faster where the processor has it (%(default)s)")
-    parser.add_argument("--threads", type=_whole(1), default=1, help="of the network, in each process")
+    parser.add_argument("--threads", type=_whole(1), default=1, help="of the network, in each process (%(default)s)")
     parser.add_argument("--mix-ahead", action="store_true",
                         help="make the next mixtures in a second thread while the network learns (the same ones)")
     parser.add_argument("--seed", type=_whole(0), default=0)
@@ -320,6 +322,8 @@ def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device, processes.local_rank()) if args.device == "cuda" else torch.device("cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError("--device cuda: this torch sees no GPU here; leave it out")
+    if args.threads > (os.cpu_count() or 1):
+        raise SettingsError(f"--threads {args.threads}: this machine has {os.cpu_count()} cores")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(args.threads)
@@ -375,6 +379,8 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
         for optimizer, state in zip(learners, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         step, seconds = saved["step"], saved["seconds"]
+        if args.start_weights is not None and processes.rank() == 0:
+            _say(f"going on from {checkpoint}; --start-weights counted when it was begun")
 
     if processes.local_rank() > 0:      # the first process of a machine decodes, the others find the cache
         processes.wait_for_all()
@@ -397,7 +403,8 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
     if processes.rank() == 0:
         if saved is not None:       # as they were when the checkpoint was written
             save_weights(average.module, args.out / "weights.safetensors")
-            _keep_rows(args.out / "log.jsonl", step)
+        _keep_rows(args.out / "log.jsonl", step)
+        _say(f"training: {_amounts(training)}; validation: {_amounts(validation)}")
         n_parameters = sum(p.numel() for p in network.parameters())
         print(f"{args.what}: {n_parameters} parameters, "
               + (f"from step {step} to {args.steps}" if step < args.steps else f"finished at step {step}"), flush=True)
@@ -449,6 +456,17 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _amounts(corpus: Corpus) -> str:
+    """Hours, and how many files of which corpora."""
+    told = []
+    for kind, bank in (("speech", corpus.speech), ("noise", corpus.noise), ("rooms", corpus.rooms)):
+        named = Counter(name.split("/")[0] for name in bank.names) if kind == "speech" else {}
+        hours = bank.lengths.sum().item() / STFT.sample_rate / 3600
+        told.append(f"{hours:.2g} h of {kind} in {bank.n_clips} files"
+                    + (f" ({', '.join(f'{name} {n}' for name, n in sorted(named.items()))})" if named else ""))
+    return ", ".join(told)
+
+
 def _mixtures(mixer: Mixer, steps: range, size: int, rows: slice, *, ahead: bool) -> Iterator[Batch]:
     """The batch of each step. `ahead`: while one is used, a thread makes the next."""
     if not ahead:
@@ -465,11 +483,20 @@ def _mixtures(mixer: Mixer, steps: range, size: int, rows: slice, *, ahead: bool
 
 
 def _load_start(network: torch.nn.Module, weights: Path) -> None:
+    own = network.not_of_a_denoiser() if isinstance(network, UserDenoiser) else {}      # a generalist has none of these
     try:
-        own = network.not_of_a_denoiser() if isinstance(network, UserDenoiser) else {}  # a generalist has none of these
-        network.load_state_dict({**own, **load_file(weights)})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise SettingsError(f"--start-weights {weights} cannot be used here: {_line(error)}") from error
+        found = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise SettingsError(f"--start-weights {weights} cannot be read as safetensors: {_line(error)}") from error
+    try:
+        network.load_state_dict({**own, **found})
+    except RuntimeError as error:
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items() if name not in own}
+        odd = next((name for name in sorted({*expected, *found})
+                    if name not in expected or name not in found or tuple(found[name].shape) != expected[name]), "")
+        raise SettingsError(f"--start-weights {weights} are of another network: {odd} is "
+                            f"{tuple(found[odd].shape) if odd in found else 'not there'}, expected "
+                            f"{expected.get(odd, 'none of that name')}; give those of the same --what") from error
 
 
 def _check_writable(out: Path) -> None:
@@ -507,9 +534,12 @@ def _words(value: Any) -> str:
 
 
 def _keep_rows(log: Path, last_step: int) -> None:
-    """Of a log: a run that died may have left rows of steps that are done again, or half a row."""
+    """Of a log: a run that died may have left rows of steps that are done again, or half a row; one that begins anew,
+    all of its own."""
+    if not log.exists():
+        return
     kept = []
-    for line in log.read_text("utf-8").splitlines() if log.exists() else ():
+    for line in log.read_text("utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= last_step:
                 kept.append(line + "\n")

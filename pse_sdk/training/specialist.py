@@ -351,6 +351,8 @@ def train(job: Job, material: Material, score: Score, first: Denoiser, facts: di
                  now=job.clock.now, checkpoint=checkpoint,
                  threads=None if job.most_threads is None else QuickestThreads(job.most_threads))
     facts |= {"n_steps": fitted.n_steps, "seconds_training": round(fitted.seconds, 1)}
+    if fitted.began_anew:
+        facts["notes"] += ("the checkpoint was of other recordings or settings, or damaged: training began anew",)
     return fitted
 
 
