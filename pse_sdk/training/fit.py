@@ -31,7 +31,7 @@ MOST_BAD_STEPS = 3
 CONTRAST_WEIGHTS = {"corrected": (0.05, 0.02), "published": (1.0, 1.0)}     # alike, different; in dB beside the SNR
 CONTRAST_PAIRS = 4      # half as many as items
 PLAN_SHARE = 0.25       # of the time, after which it is clear how many steps fit; until then the rate stays at its peak
-LAST_STEPS, QUICKER = 8, 0.8    # steps that tell the pace; of the mean pace, from which on theirs counts
+LAST_STEPS = 16         # that tell the pace of those to come, if they are quicker than all before
 CHECKPOINT_SECONDS = 5.0
 
 
@@ -127,9 +127,10 @@ def fit(
 ) -> Fit:
     """Train a copy of `start`.
 
-    After a quarter of `seconds` the number of steps is planned, and the rate follows that plan (a cosine to a
-    twentieth), so that the same number of steps gives the same weights. A machine that gets slower on the way stops
-    early with the averaged weights.
+    After a quarter of `seconds` the number of steps is planned, by the pace of all or of the last ones, whichever is
+    quicker, and the rate follows that plan (a cosine to a twentieth), so that the same number of steps gives the same
+    weights. A machine that gets slower on the way stops early with the averaged weights: little is lost, for the last
+    steps are small.
 
     Args:
         validate: a score of a network, higher is better; `start` itself is the first candidate.
@@ -184,9 +185,9 @@ def fit(
 
 
 def _steps_at_last_pace(run: "_Run", for_steps: float, took: Sequence[float]) -> int:
-    """That fit into `for_steps` seconds if all to come are as quick as the last ones, where those are much quicker than
-    the ones before: another program has ended, or the number of threads was a bad one. Else 0."""
-    if len(took) < LAST_STEPS or fmean(took) > QUICKER * run.seconds / run.step:
+    """That fit into `for_steps` seconds if all to come are as quick as the last ones: the first steps are slower, or
+    another program has ended, or the number of threads was a bad one. 0 where there were too few of them."""
+    if len(took) < LAST_STEPS:
         return 0
     return run.step + int((for_steps - run.seconds) / fmean(took))
 
