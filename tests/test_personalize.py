@@ -84,6 +84,21 @@ def test_recordings_without_speech_leave_the_generalist(hum):
 
 
 @needs_models
+def test_advice_begins_with_what_kept_speech_from_being_heard(hum, monkeypatch):
+    pytest.importorskip("torch")
+    from pse_sdk.training import specialist
+    for name in ("is_narrow", "holds_music"):
+        monkeypatch.setattr(specialist, name, lambda stretch: True)
+    clock = specialist.WorkClock()
+    clipped = specialist.Job([hum[0]], deadline=clock.now() + 100, clock=clock, notes=("recording 1: clipped: 2 %",))
+    with pytest.raises(specialist.NoSpecialist) as refused:
+        specialist._heard(clipped, {}, lambda *_: None)
+    advice = refused.value.verdict["advice"]
+    assert [next(word for word in ("level", "telephone", "music", "minutes") if word in line) for line in advice] == [
+        "level", "telephone", "music", "minutes"]
+
+
+@needs_models
 def test_a_short_training_ends_in_a_model_that_is_not_worse_and_a_report(reader_recordings, tmp_path):
     enhancer = Enhancer.personalize(reader_recordings, size="tiny", budget_seconds=110, steps=25, threads=1)
     report = enhancer.report

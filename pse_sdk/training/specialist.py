@@ -267,7 +267,8 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
         raise NoSpecialist(
             INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings "
             f"that can be used; at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in "
-            "use.", ["record a few minutes of speaking where you usually speak", *_advice_on_level(facts)])
+            "use.", [*_advice_on_level(facts), *_advice_on_band(narrow), *_advice_on_music(facts),
+                     "record a few minutes of speaking where you usually speak"])
     if job.training_method.true_share == 1 and not clean:
         raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
                            f"of what was given as clean is. {job.before.capitalize()} stays in use.",
@@ -526,8 +527,7 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     advice = []
     if facts["seconds_of_speech"] < 120:
         advice.append("a few minutes more of speech would help most")
-    if any("music" in note for note in facts["notes"]):
-        advice.append("record without music: what is sung counts as speech")
+    advice += _advice_on_music(facts)
     if facts["seconds_of_noise"] < 10:
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
     if any("several talkers" in note for note in facts["notes"]):
@@ -537,6 +537,15 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     elif facts["snr_db"] is not None and facts["snr_db"] < 5:
         advice.append("the recordings are very noisy; a few from closer to the microphone would help")
     return tuple(advice)
+
+
+def _advice_on_music(facts: dict[str, Any]) -> list[str]:
+    return (["record without music: what is sung counts as speech"] if any("music" in note for note in facts["notes"])
+            else [])
+
+
+def _advice_on_band(n_narrow: int) -> list[str]:
+    return ["record with the whole band: through a telephone's, little is recognised as speech"] if n_narrow else []
 
 
 def _advice_on_level(facts: dict[str, Any]) -> list[str]:
