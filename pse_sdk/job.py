@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -125,17 +125,16 @@ def _alone_at(checkpoint: Path | None) -> Iterator[None]:
         yield
         return
     path = checkpoint.with_name(f".{checkpoint.name}.lock")
-    try:
-        with path.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
-    except BlockingIOError as error:
-        raise SettingsError(f"checkpoint {checkpoint}: another personalization writes there now; wait for it, or name "
-                            "another file") from error
+    with ExitStack() as held:
+        try:
+            fcntl.flock(held.enter_context(path.open("wb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(f"checkpoint {checkpoint}: another personalization writes there now; wait for it, or "
+                                "name another file") from error
+        except OSError:     # a file system without locks
+            pass
+        held.callback(_remove, path)
+        yield
 
 
 def _run(
@@ -174,8 +173,7 @@ def _run(
         report = Report.from_json((folder / "report.json").read_text())
         model = read_model(folder / "model.onnx") if report.accepted else None
         if checkpoint is not None and report.n_steps and _is_checkpoint(checkpoint):
-            with suppress(OSError):
-                checkpoint.unlink()
+            _remove(checkpoint)
         return model, report
     finally:
         in_use.close()
@@ -184,11 +182,15 @@ def _run(
             _remove_partial(checkpoint)
 
 
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
 def _remove_partial(checkpoint: Path) -> None:
     """What a child that was killed while it saved has left."""
     for path in checkpoint.parent.glob(f".{glob.escape(checkpoint.name)}.*.partial"):
-        with suppress(OSError):
-            path.unlink()
+        _remove(path)
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -486,6 +486,16 @@ def test_two_personalizations_never_share_a_checkpoint(hum, tmp_path):
     assert not list(tmp_path.glob("*me.checkpoint*"))
 
 
+@pytest.mark.skipif(job.fcntl is None, reason="needs locks of files")
+def test_where_files_cannot_be_locked_there_is_no_lock(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+    monkeypatch.setattr(job.fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="of the work itself"), job._alone_at(tmp_path / "me.checkpoint"):
+        raise OSError("of the work itself")
+    assert not list(tmp_path.glob("*me.checkpoint*"))
+
+
 def test_a_disk_without_room_for_a_checkpoint_is_noticed_before_training(hum, tmp_path, monkeypatch):
     monkeypatch.setattr(arguments.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
     with pytest.raises(SettingsError, match="me.checkpoint: cannot be written .*1000000 bytes left"):
