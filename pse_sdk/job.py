@@ -111,7 +111,36 @@ def run_job(
             raise SettingsError(f"checkpoint {checkpoint}: is there already, and no checkpoint; name another file")
     settings["checkpoint"] = None if checkpoint is None else str(checkpoint.absolute())
     with _alone_at(checkpoint):
-        return _run(settings, recordings, clean, noise, voices, teacher, start, on_progress, paused, checkpoint)
+        deadline = settings["deadline"] = time.monotonic() + settings["budget_seconds"]
+        _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
+        read = read_recordings(recordings, max_seconds=LONGEST_SECONDS, evenly=True)
+        given, foreign, talkers = (_read_others(source, name) for name, source in (
+            ("clean", clean), ("noise", noise), ("voices", voices)))
+        settings["notes"] = [f"{kind} {i + 1}: {note}" for kind, sounds in (
+            ("recording", read), ("clean recording", given), ("noise", foreign), ("recording of voices", talkers))
+            for i, sound in enumerate(sounds) for note in sound.notes]
+        read, twice = _without(read, given)
+        read, broken = _not_too_clipped(read)
+        given, also_broken = _not_too_clipped(given)
+        read, cut = at_most(read, MOST_SECONDS[others])
+        settings["notes"] += [*twice, *broken, *also_broken, *cut]
+        estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
+        _remove_abandoned()
+        folder, in_use = _new_folder()
+        try:
+            _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign, "voice": talkers,
+                                          "estimate": estimates}, start)
+            _run_child(folder, settings, deadline, on_progress, paused)
+            report = Report.from_json((folder / "report.json").read_text())
+            model = read_model(folder / "model.onnx") if report.accepted else None
+            if checkpoint is not None and report.n_steps and _is_checkpoint(checkpoint):
+                _remove(checkpoint)
+            return model, report
+        finally:
+            in_use.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            if checkpoint is not None:
+                _remove_partial(checkpoint)
 
 
 @contextmanager
@@ -135,51 +164,6 @@ def _alone_at(checkpoint: Path | None) -> Iterator[None]:
             pass
         held.callback(_remove, path)
         yield
-
-
-def _run(
-    settings: dict[str, Any],
-    recordings: Source | Sequence[Source],
-    clean: Source | Sequence[Source] | None,
-    noise: Source | Sequence[Source] | None,
-    voices: Source | Sequence[Source] | None,
-    teacher: Callable[[np.ndarray], np.ndarray] | None,
-    start: bytes | None,
-    on_progress: Callable[[Progress], object] | None,
-    paused: Callable[[], object] | None,
-    checkpoint: Path | None,
-) -> tuple[bytes | None, Report]:
-    """The job that `settings` describe, once they are known to be in order."""
-    deadline = settings["deadline"] = time.monotonic() + settings["budget_seconds"]
-    _tell(on_progress, Progress("read", 0.0, settings["budget_seconds"], "reading the recordings"))
-    read = read_recordings(recordings, max_seconds=LONGEST_SECONDS, evenly=True)
-    given, foreign, talkers = (_read_others(source, name) for name, source in (
-        ("clean", clean), ("noise", noise), ("voices", voices)))
-    settings["notes"] = [f"{kind} {i + 1}: {note}" for kind, sounds in (
-        ("recording", read), ("clean recording", given), ("noise", foreign), ("recording of voices", talkers))
-        for i, sound in enumerate(sounds) for note in sound.notes]
-    read, twice = _without(read, given)
-    read, broken = _not_too_clipped(read)
-    given, also_broken = _not_too_clipped(given)
-    read, cut = at_most(read, MOST_SECONDS[settings["others"]])
-    settings["notes"] += [*twice, *broken, *also_broken, *cut]
-    estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
-    _remove_abandoned()
-    folder, in_use = _new_folder()
-    try:
-        _write_job(folder, settings, {"recording": read, "clean": given, "noise": foreign, "voice": talkers,
-                                      "estimate": estimates}, start)
-        _run_child(folder, settings, deadline, on_progress, paused)
-        report = Report.from_json((folder / "report.json").read_text())
-        model = read_model(folder / "model.onnx") if report.accepted else None
-        if checkpoint is not None and report.n_steps and _is_checkpoint(checkpoint):
-            _remove(checkpoint)
-        return model, report
-    finally:
-        in_use.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        if checkpoint is not None:
-            _remove_partial(checkpoint)
 
 
 def _remove(path: Path) -> None:

@@ -13,6 +13,7 @@ the level of the whole clip. It cannot stream.
 Nothing outside this file knows what is inside: callers use `build_network`, `NETWORKS`, `initial_state` and `forward`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -81,11 +82,26 @@ def load_weights(network: Network, weights: Path, name: str) -> Network:
         raise ModelFileError(f"no weights of the {name} network at {weights}; install the package anew, or train one "
                              "(README, 'Train your own generalist')")
     try:
-        network.load_state_dict(load_file(weights))     # copied into the network's own float32
-    except (OSError, SafetensorError, RuntimeError) as error:
+        set_weights(network, load_file(weights))
+    except (OSError, SafetensorError, ValueError) as error:
         raise ModelFileError(f"{weights} does not hold the weights of a {name} network: "
                              f"{' '.join(str(error).split())[:200]}") from error
     return network.eval()
+
+
+def set_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into the network's own float32.
+
+    Raises:
+        ValueError: they are those of another network; says by which of them that is seen.
+    """
+    own = network.state_dict()
+    for name in sorted({*own, *weights}):
+        found, expected = (tuple(some[name].shape) if name in some else None for some in (weights, own))
+        if found != expected:
+            raise ValueError(f"{name} is {'not there' if found is None else found}, expected "
+                             f"{'none of that name' if expected is None else expected}")
+    network.load_state_dict(weights)
 
 
 def band_matrix(n_bands: int, n_bins: int) -> Tensor:

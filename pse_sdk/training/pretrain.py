@@ -46,7 +46,7 @@ from .generated_noise import generated_noise
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
 from .muon import optimizers
-from .network import NETWORKS, Denoiser, build_network
+from .network import NETWORKS, Denoiser, build_network, set_weights
 from .perception import DISTURBANCE_WEIGHT, disturbance, intelligibility, perceptual_loss
 from .snr_network import SnrPredictor, evaluate_predictor, predictor_loss
 from .speaker_network import SpeakerNetwork, evaluate_speakers, speaker_loss
@@ -485,18 +485,12 @@ def _mixtures(mixer: Mixer, steps: range, size: int, rows: slice, *, ahead: bool
 def _load_start(network: torch.nn.Module, weights: Path) -> None:
     own = network.not_of_a_denoiser() if isinstance(network, UserDenoiser) else {}      # a generalist has none of these
     try:
-        found = load_file(weights)
+        set_weights(network, {**own, **load_file(weights)})
     except (OSError, SafetensorError) as error:
         raise SettingsError(f"--start-weights {weights} cannot be read as safetensors: {_line(error)}") from error
-    try:
-        network.load_state_dict({**own, **found})
-    except RuntimeError as error:
-        expected = {name: tuple(value.shape) for name, value in network.state_dict().items() if name not in own}
-        odd = next((name for name in sorted({*expected, *found})
-                    if name not in expected or name not in found or tuple(found[name].shape) != expected[name]), "")
-        raise SettingsError(f"--start-weights {weights} are of another network: {odd} is "
-                            f"{tuple(found[odd].shape) if odd in found else 'not there'}, expected "
-                            f"{expected.get(odd, 'none of that name')}; give those of the same --what") from error
+    except ValueError as error:
+        raise SettingsError(f"--start-weights {weights} are of another network: {error}; give those of the same --what"
+                            ) from error
 
 
 def _check_writable(out: Path) -> None:

@@ -267,7 +267,7 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
         raise NoSpecialist(
             INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings "
             f"that can be used; at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in "
-            "use.", [*_advice_on_level(facts), *_advice_on_band(narrow), *_advice_on_music(facts),
+            "use.", [*_advice_on_level(facts), *_advice_on_band(facts), *_advice_on_music(facts),
                      "record a few minutes of speaking where you usually speak"])
     if job.training_method.true_share == 1 and not clean:
         raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
@@ -544,8 +544,9 @@ def _advice_on_music(facts: dict[str, Any]) -> list[str]:
             else [])
 
 
-def _advice_on_band(n_narrow: int) -> list[str]:
-    return ["record with the whole band: through a telephone's, little is recognised as speech"] if n_narrow else []
+def _advice_on_band(facts: dict[str, Any]) -> list[str]:
+    return (["record with the whole band: through a telephone's, little is recognised as speech"]
+            if any("from a telephone" in note for note in facts["notes"]) else [])
 
 
 def _advice_on_level(facts: dict[str, Any]) -> list[str]:
