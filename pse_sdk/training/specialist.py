@@ -528,7 +528,7 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     if facts["seconds_of_speech"] < 120:
         advice.append("a few minutes more of speech would help most")
     advice += _advice_on_music(facts)
-    if facts["seconds_of_noise"] < 10:
+    if facts["seconds_of_noise"] < LEAST_HARVEST_SECONDS:       # training did without them
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
     if any("several talkers" in note for note in facts["notes"]):
         advice.append("record one person alone: a specialist keeps every voice that it learnt from")
