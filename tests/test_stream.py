@@ -301,7 +301,7 @@ def test_white_noise_is_lowered_above_the_models_band_as_it_is_below():
     assert below > 6 and abs(higher - below) < 3
 
 
-@pytest.mark.parametrize("seed", [1, 2, 5])     # voices that tiny keeps, though nobody talks like that
+@pytest.mark.parametrize("seed", [0, 2, 5])
 def test_a_voice_without_noise_keeps_what_it_has_above_the_models_band(seed):
     voice = resample(synthetic_voice(4 * 16_000, np.random.default_rng(seed)), 16_000, 48_000)
     voice *= 0.5 / np.abs(voice).max()
