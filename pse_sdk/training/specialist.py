@@ -530,7 +530,7 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     advice += _advice_on_music(facts)
     if facts["seconds_of_noise"] < LEAST_HARVEST_SECONDS:       # training did without them
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
-    if any("several talkers" in note for note in facts["notes"]):
+    if _is_noted(facts, "several talkers"):
         advice.append("record one person alone: a specialist keeps every voice that it learnt from")
     if on_level := _advice_on_level(facts):
         advice += on_level
@@ -539,14 +539,17 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     return tuple(advice)
 
 
+def _is_noted(facts: dict[str, Any], words: str) -> bool:
+    return any(words in note for note in facts["notes"])
+
+
 def _advice_on_music(facts: dict[str, Any]) -> list[str]:
-    return (["record without music: what is sung counts as speech"] if any("music" in note for note in facts["notes"])
-            else [])
+    return ["record without music: what is sung counts as speech"] if _is_noted(facts, "music") else []
 
 
 def _advice_on_band(facts: dict[str, Any]) -> list[str]:
     return (["record with the whole band: through a telephone's, little is recognised as speech"]
-            if any("from a telephone" in note for note in facts["notes"]) else [])
+            if _is_noted(facts, "from a telephone") else [])
 
 
 def _advice_on_level(facts: dict[str, Any]) -> list[str]:
