@@ -28,14 +28,18 @@ LEVELS_DBFS = (-45.0, -26.0, -6.0)
 STRETCH = RATE // 10        # 100 ms
 SPEECH_DB = 30.0            # stretches this far below the loudest one are no speech
 LOWERED_DB = 6.0
+FAINTEST_SHARE = 0.1        # of the stretches of a clip, as loud as the noise that was recorded with the speech
+ABOVE_NOISE_DB = 6.0        # stretches less than that above it may be that noise alone
 ROOM_SECONDS = 0.6          # reverberation time: until sound has faded by 60 dB
 ROOM_DB = 0.0               # energy of the direct sound over that of the room
 TELEPHONE_RATE = 8_000
 
 NOTES = f"""\
 Means over users, in brackets the user who fares worst. **Clean speech**: `clean` clips scaled to a level (RMS, as
-floats that may exceed full scale). PESQ against the input; *lowered*: share of the 100 ms stretches of speech (within
-{SPEECH_DB:.0f} dB of the loudest) that lose more than {LOWERED_DB:.0f} dB, and the most that any of them loses.
+floats that may exceed full scale). PESQ against the input; *lowered*: share of the 100 ms stretches (within
+{SPEECH_DB:.0f} dB of the loudest) that lose more than {LOWERED_DB:.0f} dB, and the most that any of them loses; in
+brackets the same of those that are {ABOVE_NOISE_DB:.0f} dB or more above the faintest tenth of their clip: the rest may
+be noise, which clean recordings have too (one user's is 28 dB below the loudest speech, and heard before it begins).
 
 **Noisy speech**: clips of the set `noise`, ESTOI of the output less that of the input, and for how many users that is
 negative. *Room*: speech with a fading noise of {ROOM_SECONDS} s reverberation time, as loud as the direct sound; what
@@ -54,6 +58,9 @@ class Row:
     n_stretches: int = 0
     n_lowered: int = 0
     most_lowered_db: float | None = None
+    n_standing_out: int = 0         # of the stretches, those that are louder than the recording's own noise
+    n_standing_out_lowered: int = 0
+    most_standing_out_lowered_db: float | None = None
     estoi_gain: float | None = None
 
 
@@ -108,10 +115,12 @@ def tested(user: Path, name: str, system: System, n_clips: int, seed: int) -> It
 
 def clean_row(row: Row, system: System, clips: list[np.ndarray]) -> Row:
     pairs = [(system.enhance(clip), clip) for clip in clips]
-    losses_db = np.concatenate([lost_db(enhanced, clip) for enhanced, clip in pairs])
+    losses_db, standing_out = (np.concatenate(found) for found in zip(*(lost_db(*pair) for pair in pairs), strict=True))
+    of_speech_db = losses_db[standing_out]
     pesq = float(np.nanmean([pesq_wide_band(enhanced, clip) for enhanced, clip in pairs]))
-    return Row(row.user, row.system, row.condition, pesq, len(losses_db), int((losses_db > LOWERED_DB).sum()),
-               float(losses_db.max()))
+    return Row(row.user, row.system, row.condition, pesq,
+               len(losses_db), int((losses_db > LOWERED_DB).sum()), float(losses_db.max()),
+               len(of_speech_db), int((of_speech_db > LOWERED_DB).sum()), float(max(of_speech_db, default=0.0)))
 
 
 def noisy_row(row: Row, system: System, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Row:
@@ -119,13 +128,15 @@ def noisy_row(row: Row, system: System, pairs: list[tuple[np.ndarray, np.ndarray
     return Row(row.user, row.system, row.condition, estoi_gain=float(np.nanmean(gains)))
 
 
-def lost_db(enhanced: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """By how much each 100 ms of speech got quieter, in dB."""
+def lost_db(enhanced: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By how much each 100 ms of speech got quieter, in dB, and which of them stand out of the clip's own noise."""
     n = len(clean) // STRETCH * STRETCH
     power, left = (np.square(samples[:n], dtype=np.float64).reshape(-1, STRETCH).mean(1)
                    for samples in (clean, enhanced))
     speech = power > power.max() * 10 ** (-SPEECH_DB / 10)
-    return np.asarray(10 * np.log10(power[speech] / (left[speech] + 1e-12 * power.max())))
+    noise = np.quantile(power, FAINTEST_SHARE)
+    return (10 * np.log10(power[speech] / (left[speech] + 1e-12 * power.max())),
+            power[speech] > noise * 10 ** (ABOVE_NOISE_DB / 10))
 
 
 def at_level(samples: np.ndarray, level_dbfs: float) -> np.ndarray:
@@ -165,10 +176,14 @@ def system_cells(rows: list[Row]) -> Iterator[str]:
     for level in LEVELS_DBFS:
         condition = f"clean, {level:g} dBFS"
         pesq = of(condition, lambda row: row.pesq)
-        n_lowered, n = (int(of(condition, value).sum()) for value in (lambda r: r.n_lowered, lambda r: r.n_stretches))
+        n, n_lowered = (of(condition, value).sum() for value in (lambda r: r.n_stretches, lambda r: r.n_lowered))
+        n_out, n_out_lowered = (of(condition, value).sum() for value in (
+            lambda r: r.n_standing_out, lambda r: r.n_standing_out_lowered))
+        most, most_out = (of(condition, value).max() for value in (
+            lambda r: r.most_lowered_db, lambda r: r.most_standing_out_lowered_db))
         yield f"{pesq.mean():.3f} ({pesq.min():.2f})"
-        yield f"{n_lowered / n:.1%}"
-        yield f"{of(condition, lambda row: row.most_lowered_db).max():.1f} dB"
+        yield f"{n_lowered / n:.1%} ({n_out_lowered / n_out:.1%})"
+        yield f"{most:.1f} dB ({most_out:.1f} dB)"
     for condition in ("room", "telephone"):
         gain = of(condition, lambda row: row.estoi_gain)
         yield f"{gain.mean():+.3f} ({gain.min():+.3f})"

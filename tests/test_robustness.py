@@ -55,9 +55,17 @@ def test_a_system_that_swallows_words_is_found_out(robustness, user):
 def test_what_is_lost_is_lost_in_decibels_and_silence_does_not_count(robustness):
     clean = np.concatenate([np.ones(RATE), np.zeros(RATE), np.ones(RATE)])
     enhanced = np.concatenate([np.ones(RATE), np.ones(RATE), 0.5 * np.ones(RATE)])
-    losses = robustness.lost_db(enhanced, clean)
+    losses, _ = robustness.lost_db(enhanced, clean)
     np.testing.assert_allclose(losses, [0] * 10 + [20 * np.log10(2)] * 10, atol=1e-6)
     assert (losses > robustness.LOWERED_DB).sum() == 10
+
+
+def test_what_is_no_louder_than_the_noise_of_a_clean_recording_is_told_apart(robustness):
+    level_db = np.repeat([-28.0, 0.0, -20.0, 0.0], RATE)
+    clean = 10 ** (level_db / 20) * np.sign(np.random.default_rng(0).standard_normal(4 * RATE))
+    losses, standing_out = robustness.lost_db(np.where(level_db < 0, 0.1 * clean, clean), clean)
+    assert (losses > robustness.LOWERED_DB).tolist() == [True] * 10 + [False] * 10 + [True] * 10 + [False] * 10
+    assert standing_out.tolist() == [False] * 10 + [True] * 30
 
 
 def test_conditions_are_what_they_are_called(robustness):
