@@ -262,6 +262,21 @@ def test_some_of_the_voices_that_are_given_only_judge():
     assert found == {"training": [1, 2, 3, 6, 7, 8], "validation": [4, 9], "guard": [5, 10]}
 
 
+def test_where_voices_are_removed_the_users_own_in_another_mood_is_to_be_kept():
+    ones, rng = np.ones(N_FRAMES), np.random.default_rng(0)
+    pair = Pair(Stretch(np.zeros(N_FRAMES * STFT.hop_length, np.float32), FrameAnalysis(ones, ones, ones)),
+                voice(N_FRAMES * STFT.hop_length, 0))
+    assert specialist._moods(Job([]), [pair], rng) == []
+    moods = specialist._moods(Job([], others="remove"), [pair], rng)
+    assert moods and all(mood.n_frames * STFT.hop_length == len(mood.samples) for mood in moods)
+    noises = specialist.noise_banks(([rng.standard_normal(16_000).astype(np.float32)], 1.0))
+    with_moods, without = (held_out([pair], noises, noises, noises, some, most_segments=4, seed=0)
+                           for some in (moods, ()))
+    whole = [mood for mood in moods if len(mood.samples) >= with_moods.clean.shape[1]]
+    assert len(with_moods.clean) == len(without.clean) + len(whole) > len(without.clean)
+    torch.testing.assert_close(with_moods.mixture, without.mixture)
+
+
 def test_the_score_of_the_start_is_zero_and_the_better_network_has_more(start, better, material):
     score = Score(start, material)
     assert score(start) == pytest.approx(0.0, abs=1e-5)

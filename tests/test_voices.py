@@ -5,7 +5,15 @@ from pse_sdk.config import STFT
 from pse_sdk.noise import synthetic_voice
 
 pytest.importorskip("torch")
-from pse_sdk.training.voices import PIECE_SECONDS, another_voice, others_from, shifted  # noqa: E402
+from pse_sdk.training import voices  # noqa: E402
+from pse_sdk.training.voices import (  # noqa: E402
+    MOOD_PITCH_OCTAVES,
+    PIECE_SECONDS,
+    another_voice,
+    in_other_moods,
+    others_from,
+    shifted,
+)
 
 RATE = STFT.sample_rate
 
@@ -75,3 +83,28 @@ def test_little_speech_is_said_by_many_voices_and_scraps_are_left_out(monkeypatc
     pitches = sorted(pitch_of(voice) for voice in voices)
     assert len(np.unique(np.round(pitches))) > 2
     assert list(others_from([], np.random.default_rng(0))) == []
+
+
+def test_nobody_else_sounds_like_the_user_in_another_mood(monkeypatch):
+    moved = []
+    monkeypatch.setattr(voices, "shifted", lambda samples, *octaves: moved.append(octaves) or samples)
+    speech = [np.ones(int(40 * PIECE_SECONDS * RATE), np.float32)]
+    n_moods = len(list(in_other_moods(speech, np.random.default_rng(0))))
+    moods = np.array(moved).T
+    assert n_moods == 40 and moods[0].min() < -0.1 and moods[0].max() > 0.4
+    moved.clear()
+    for seed in range(500):
+        another_voice(speech[0], np.random.default_rng(seed))
+    others = np.array(moved).T
+    like_the_user = np.abs(others[1]) < np.abs(moods[1]).max()
+    assert like_the_user.sum() > 20
+    assert not ((others[0] > MOOD_PITCH_OCTAVES[0]) & (others[0] < MOOD_PITCH_OCTAVES[1]))[like_the_user].any()
+
+
+def test_a_mood_is_the_same_throat_at_another_pitch():
+    speech = pulses(120, 1500, seconds=PIECE_SECONDS)
+    for mood in in_other_moods([speech] * 4, np.random.default_rng(3)):
+        octaves = (np.log2(pitch_of(mood) / 120) + 0.45) % 1 - 0.45     # two periods are found as well as one
+        assert MOOD_PITCH_OCTAVES[0] - 0.05 < octaves < MOOD_PITCH_OCTAVES[1] + 0.05
+        assert formant_of(mood) == pytest.approx(1500, rel=0.12)
+        assert len(mood) >= PIECE_SECONDS / 2**MOOD_PITCH_OCTAVES[1] * RATE - 2

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import STFT
 from ..report import Check
+from ..segments import Stretch
 from .fit import DISTURBANCE_WEIGHT, SNR_WEIGHT
 from .losses import power, spectrogram, waveform
 from .mixing import active_rms
@@ -88,7 +89,7 @@ class HeldOut:
     reference: Tensor
     groups: Tensor
     elsewhere: Tensor       # the same references in noises that are not the user's
-    clean: Tensor           # the references, words fading: to be left as they are
+    clean: Tensor           # the references, words fading, and the same voice in other moods: to be left as they are
     pauses: Tensor          # noise alone
     beside_voices: Tensor | None = None     # the same references, where other voices are to be removed
     are_doubtful: bool = False              # the references may hold more than speech
@@ -102,10 +103,10 @@ class HeldOut:
         return int(self.groups.max()) + 1 if len(self.groups) else 0
 
 
-def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, voices: NoiseBanks | None = None, *,
-             most_segments: int, seed: int, are_doubtful: bool = False) -> HeldOut:
+def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, voices: NoiseBanks | None = None,
+             moods: Sequence[Stretch] = (), *, most_segments: int, seed: int, are_doubtful: bool = False) -> HeldOut:
     """Items from the speech of `pairs`: each segment at four SNRs in the user's noise, in foreign noise and beside
-    other voices, if those are to be removed."""
+    other voices, if those are to be removed. `moods` are the user's voice as it is at other times."""
     length = ITEM_FRAMES * STFT.hop_length
     found: list[tuple[float, np.ndarray]] = []
     for pair in pairs:
@@ -127,10 +128,18 @@ def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, voices
     gains = torch.tensor([10 ** (-snr_db / 20) for snr_db in SNRS_DB]).repeat_interleave(n)[:, None]
     mixture = reference + gains * own.draw(len(reference), length, generator)
     elsewhere = reference + gains * foreign.draw(len(reference), length, generator)
-    clean, alone = fade(speech, generator), own.draw(max(4, n), length, generator)
+    clean = fade(torch.cat([speech, *_segments(moods[:most_segments], length)]), generator)
+    alone = own.draw(max(4, n), length, generator)
     beside = None if voices is None else reference + gains * voices.draw(len(reference), length, generator)
     return HeldOut(mixture, reference, torch.arange(n).repeat(len(SNRS_DB)), elsewhere, clean, alone, beside,
                    are_doubtful)
+
+
+def _segments(stretches: Sequence[Stretch], length: int) -> list[Tensor]:
+    """The beginnings [1, length] of those that are long enough, as loud as speech of unit level."""
+    whole = [torch.from_numpy(stretch.samples[None, :length]) for stretch in stretches
+             if len(stretch.samples) >= length]
+    return [samples / active_rms(samples) for samples in whole]
 
 
 def gains_db(candidate: Denoiser, start: Denoiser, mixture: Tensor, reference: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from .pseudo_mixtures import AUTO, METHODS, SEGMENT_FRAMES, Method, NoiseBank, N
 from .teacher import Teacher
 from .threads import QuickestThreads
 from .user_network import load_user_network
-from .voices import others_from
+from .voices import in_other_moods, others_from
 
 LEAST_SPEECH_SECONDS = 20.0
 LEAST_CLEAN_SNR_DB = 22.0   # of what the user calls clean; the predictor's own error is several dB
@@ -198,13 +198,15 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
                          (job.noise, 0.15), foreign=(foreign[:FOREIGN_CLIPS], 0.1 if job.noise else 0.25))
     told = _knowing_the_user(job, pairs["training"], residuals["training"])
     voices = {name: _voices(job, name, part, rng) for name, part in pairs.items()}
+    moods = {name: _moods(job, part, rng) for name, part in pairs.items()}
+    pairs["training"] += map(Pair.of_clean, moods["training"])
     judged = {}
     for i, name in enumerate(("validation", "guard")):
         others = noise_banks((foreign[FOREIGN_CLIPS + i::2], 1.0))
         enough = seconds_of(harvested[name]) >= LEAST_JUDGED_SECONDS
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
-        judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], most_segments=12,
-                                seed=job.seed + i, are_doubtful=heard.are_doubtful)
+        judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], moods[name],
+                                most_segments=12, seed=job.seed + i, are_doubtful=heard.are_doubtful)
     too_little = NoSpecialist(
         INSUFFICIENT_DATA, "There is too little speech in one piece to train on one part of the recordings and to "
         f"judge on another. {job.before.capitalize()} stays in use.",
@@ -502,6 +504,15 @@ def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator
     synthetic = [_as_int16(synthetic_voice(int(VOICE_SECONDS * STFT.sample_rate), rng))
                  for _ in range(N_SYNTHETIC_VOICES)]
     return noise_banks((made, 0.4 if given else 0.8), (synthetic, 0.2), (given, 0.4))
+
+
+def _moods(job: Job, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Stretch]:
+    """The user's voice in other moods, where others are to be removed: it is not to be taken for one of them."""
+    if job.others != "remove":
+        return []
+    predictor, true_alone = FramePredictor(), job.training_method.true_share == 1
+    speech = [pair.enhanced for pair in pairs if pair.is_true or not true_alone]
+    return [_stretch(mood, predictor) for mood in in_other_moods(speech, rng)]
 
 
 def _knowing_the_user(job: Job, pairs: Sequence[Pair], residuals: Sequence[np.ndarray]) -> Denoiser | None:

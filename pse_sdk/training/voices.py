@@ -14,7 +14,8 @@ from ..config import STFT
 from .losses import spectrogram, waveform
 
 PITCH_OCTAVES, THROAT_OCTAVES = 0.9, 0.3    # another voice is at most so far away
-SAME_PITCH_OCTAVES, SAME_THROAT_OCTAVES = 0.2, 0.08     # nearer than both it could be the same one in another mood
+SAME_PITCH_OCTAVES, SAME_THROAT_OCTAVES = 0.5, 0.08     # nearer than both it could be the same one in another mood
+MOOD_PITCH_OCTAVES, MOOD_THROAT_OCTAVES = (-0.2, 0.5), 0.03     # what moods do to a voice: its throat stays
 ENVELOPE_LAGS = 24          # 1.5 ms: shorter than a period of any voice
 MOST_GAIN_DB = 20.0
 PIECE_SECONDS = 6.0         # for each voice
@@ -24,20 +25,33 @@ MOST_VOICES = 120           # more take memory and add little
 def others_from(speech: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:
     """As many voices as can be of somebody's speech [T] at the model's rate, each saying a few seconds of it; at most
     `MOST_VOICES`."""
-    length = round(PIECE_SECONDS * STFT.sample_rate)
-    pieces = [samples[start:start + length] for samples in speech for start in range(0, len(samples), length)]
-    pieces = [piece for piece in pieces if len(piece) >= length // 2]
+    pieces = _pieces(speech)
     if len(pieces) > MOST_VOICES:
         pieces = [pieces[i] for i in np.sort(rng.choice(len(pieces), MOST_VOICES, replace=False))]
     times = max(1, MOST_VOICES // max(1, len(pieces)))
     return (another_voice(piece, rng) for _ in range(times) for piece in pieces)
 
 
+def in_other_moods(speech: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Somebody's speech [T] at the model's rate as the same person would say it higher and faster, or lower and slower:
+    a few seconds at a time, at most `MOST_VOICES` times."""
+    for piece in _pieces(speech)[:MOST_VOICES]:
+        yield shifted(piece, rng.uniform(*MOOD_PITCH_OCTAVES), rng.uniform(-MOOD_THROAT_OCTAVES, MOOD_THROAT_OCTAVES))
+
+
+def _pieces(speech: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Of a few seconds each [T]; scraps are left out."""
+    length = round(PIECE_SECONDS * STFT.sample_rate)
+    pieces = [samples[start:start + length] for samples in speech for start in range(0, len(samples), length)]
+    return [piece for piece in pieces if len(piece) >= length // 2]
+
+
 def another_voice(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """`samples` [T] as somebody else might say them, faster or slower: [T / pace]."""
     while True:
         pitch = rng.uniform(-PITCH_OCTAVES, PITCH_OCTAVES)
-        throat = np.clip(0.2 * pitch + rng.normal(0, 0.1), -THROAT_OCTAVES, THROAT_OCTAVES)    # short ones sound higher
+        throat = 0.2 * pitch + rng.normal(0, 0.13)      # short ones sound higher
+        throat = np.clip(throat, -THROAT_OCTAVES, THROAT_OCTAVES)
         if abs(pitch) > SAME_PITCH_OCTAVES or abs(throat) > SAME_THROAT_OCTAVES:
             return shifted(samples, pitch, throat)
 
