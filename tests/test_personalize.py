@@ -138,7 +138,7 @@ def test_finetuning_needs_speech_that_is_clean(reader_recordings):
 
 @needs_models
 def test_a_specialist_for_one_voice_is_judged_beside_others(reader_recordings):
-    report = Enhancer.personalize(reader_recordings, others="remove", size="tiny", budget_seconds=110, steps=120,
+    report = Enhancer.personalize(reader_recordings, others="remove", size="tiny", budget_seconds=170, steps=300,
                                   threads=1, seed=3).report
     assert report.others == "remove"
     checks = {check.name: check.value for check in report.checks}
