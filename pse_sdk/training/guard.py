@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..config import STFT
 from ..report import Check
-from ..segments import Stretch
 from .fit import DISTURBANCE_WEIGHT, SNR_WEIGHT
 from .losses import power, spectrogram, waveform
 from .mixing import active_rms
@@ -104,9 +103,9 @@ class HeldOut:
 
 
 def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, voices: NoiseBanks | None = None,
-             moods: Sequence[Stretch] = (), *, most_segments: int, seed: int, are_doubtful: bool = False) -> HeldOut:
+             moods: Sequence[np.ndarray] = (), *, most_segments: int, seed: int, are_doubtful: bool = False) -> HeldOut:
     """Items from the speech of `pairs`: each segment at four SNRs in the user's noise, in foreign noise and beside
-    other voices, if those are to be removed. `moods` are the user's voice as it is at other times."""
+    other voices, if those are to be removed. `moods` [T] are the user's voice as it is at other times."""
     length = ITEM_FRAMES * STFT.hop_length
     found: list[tuple[float, np.ndarray]] = []
     for pair in pairs:
@@ -135,10 +134,9 @@ def held_out(pairs: Sequence[Pair], own: NoiseBanks, foreign: NoiseBanks, voices
                    are_doubtful)
 
 
-def _segments(stretches: Sequence[Stretch], length: int) -> list[Tensor]:
+def _segments(sounds: Sequence[np.ndarray], length: int) -> list[Tensor]:
     """The beginnings [1, length] of those that are long enough, as loud as speech of unit level."""
-    whole = [torch.from_numpy(stretch.samples[None, :length]) for stretch in stretches
-             if len(stretch.samples) >= length]
+    whole = [torch.from_numpy(samples[None, :length]) for samples in sounds if len(samples) >= length]
     return [samples / active_rms(samples) for samples in whole]
 
 

@@ -199,7 +199,8 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     told = _knowing_the_user(job, pairs["training"], residuals["training"])
     voices = {name: _voices(job, name, part, rng) for name, part in pairs.items()}
     moods = {name: _moods(job, part, rng) for name, part in pairs.items()}
-    pairs["training"] += map(Pair.of_clean, moods["training"])
+    predictor = FramePredictor()
+    pairs["training"] += (Pair.of_clean(_stretch(mood, predictor)) for mood in moods["training"])
     judged = {}
     for i, name in enumerate(("validation", "guard")):
         others = noise_banks((foreign[FOREIGN_CLIPS + i::2], 1.0))
@@ -506,13 +507,12 @@ def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator
     return noise_banks((made, 0.4 if given else 0.8), (synthetic, 0.2), (given, 0.4))
 
 
-def _moods(job: Job, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Stretch]:
-    """The user's voice in other moods, where others are to be removed: it is not to be taken for one of them."""
+def _moods(job: Job, pairs: Sequence[Pair], rng: np.random.Generator) -> list[np.ndarray]:
+    """The user's voice [T] in other moods, where others are to be removed: it is not to be taken for one of them."""
     if job.others != "remove":
         return []
-    predictor, true_alone = FramePredictor(), job.training_method.true_share == 1
-    speech = [pair.enhanced for pair in pairs if pair.is_true or not true_alone]
-    return [_stretch(mood, predictor) for mood in in_other_moods(speech, rng)]
+    true_alone = job.training_method.true_share == 1
+    return list(in_other_moods([pair.enhanced for pair in pairs if pair.is_true or not true_alone], rng))
 
 
 def _knowing_the_user(job: Job, pairs: Sequence[Pair], residuals: Sequence[np.ndarray]) -> Denoiser | None:
