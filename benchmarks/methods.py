@@ -13,7 +13,8 @@ generalist or from what a network that is told about users makes for this one ("
     :remove     trained with others="remove"
     @SECONDS    with the first seconds of the user's clean speech
     ^TEACHER    who says what the speech in the recordings is, instead of the package's teacher: `truth` (the recordings
-                without noise: an upper bound), `self` (the network that the stage starts from), or a peer of --peers
+                without noise: an upper bound), `blended` (the package's teacher, but the recording itself as far as its
+                frames can be trusted), `self` (the network that the stage starts from), or a peer of --peers
 
 Users are folders as for `benchmarks/personalization.py`; @SECONDS and ^truth need <user>/clean/NN.wav, the recordings'
 speech without their noise. Every stage takes the same number of steps, whatever they cost; seconds are those of
@@ -57,6 +58,7 @@ from user_scores import (
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.errors import PseError, SettingsError
 from pse_sdk.peers import make_peer
+from pse_sdk.purification import FramePredictor
 from pse_sdk.report import ACCEPTED
 from pse_sdk.tables import environment, environment_line, write_results
 from pse_sdk.training.fit import Fit
@@ -76,7 +78,7 @@ from pse_sdk.training.specialist import (
 from pse_sdk.training.teacher import Teacher
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TRUTH, SELF = "truth", "self"
+TRUTH, SELF, BLENDED = "truth", "self", "blended"
 UNGUARDED = "no guard"
 VARIANTS = {
     "auto-no-pauses": replace(METHODS[AUTO], pauses_are_silent=False),
@@ -331,9 +333,11 @@ def estimates(task: Task, stages: tuple[Stage, ...], settings: Settings) -> list
         if teacher == SELF:
             network = trained(task, stages[:-1], settings).network if stages[1:] else load_generalist(task.size)
             enhance = network_system(network).enhance
+        elif teacher == BLENDED:
+            enhance = partial(blended, Teacher(), FramePredictor())
         elif teacher:
             if settings.peers is None:
-                raise SettingsError(f"^{teacher}: no teacher of ours; give --peers FILE, or ^truth, or ^self")
+                raise SettingsError(f"^{teacher}: no teacher of ours; give --peers FILE, or ^truth, ^blended or ^self")
             enhance = make_peer(settings.peers, teacher).enhance
         else:
             enhance = Teacher().estimate
@@ -344,6 +348,14 @@ def estimates(task: Task, stages: tuple[Stage, ...], settings: Settings) -> list
         partial_.replace(path)
     with np.load(path) as kept:
         return [kept[name] for name in kept.files]
+
+
+def blended(teacher: Teacher, predictor: FramePredictor, samples: np.ndarray) -> np.ndarray:
+    """What the teacher hears in samples [T], and these themselves as far as frames have purification weight."""
+    weight, hop = predictor.analyse(samples).weight, STFT.hop_length
+    trusted = np.interp(np.arange(len(samples)), (np.arange(len(weight)) + 0.5) * hop, weight)
+    estimate = teacher.estimate(samples)
+    return estimate + trusted * (samples - estimate)
 
 
 def _recordings(user: Path) -> list[np.ndarray]:

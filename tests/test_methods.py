@@ -79,6 +79,17 @@ def test_what_it_is_taught_by(methods, user, settings, tmp_path, monkeypatch):
     assert np.array_equal(taught("auto^half", peers=peers), noisy / 2)
 
 
+def test_what_is_trusted_is_the_recording_and_the_rest_the_teachers(methods):
+    n, hop = 20, STFT.hop_length
+    samples = np.random.default_rng(0).standard_normal(n * hop).astype(np.float32)
+    trusted = argparse.Namespace(analyse=lambda _: argparse.Namespace(weight=np.repeat([1.0, 0.25, 0.0], [8, 6, 6])))
+    silent = argparse.Namespace(estimate=np.zeros_like)
+    found = methods.blended(silent, trusted, samples)
+    for frames, share in ((slice(0, 7), 1.0), (slice(9, 13), 0.25), (slice(15, n), 0.0)):
+        place = slice(frames.start * hop, frames.stop * hop)
+        np.testing.assert_allclose(found[place], share * samples[place], atol=1e-6)
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_row_holds_what_was_trained_and_what_the_user_gets(methods, user, settings, monkeypatch, refused):
     """Training makes a network that is silent; the guard lets it pass or not."""
