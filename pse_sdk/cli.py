@@ -20,7 +20,7 @@ from .arguments import as_number, check_target
 from .audio_file import ENHANCED_SUFFIX, audio_files
 from .config import SIZES
 from .errors import AudioError, ModelFileError, SettingsError, printable
-from .model_format import read_model
+from .model_format import read_model, write_whole
 from .quiet import quiet_libraries
 
 DONE, KEPT, REFUSED, STOPPED = 0, 1, 2, 130
@@ -198,19 +198,33 @@ def _personalize(args: argparse.Namespace) -> int:
     report = enhancer.report
     assert report is not None
     keep = not report.accepted and args.out.exists()
+    previous = None
     if not keep:
         try:
+            previous = _set_aside(args.out)
             enhancer.save(args.out)
         except ModelFileError as error:
             if not report.accepted:
                 raise
             raise ModelFileError(f"{error}; {_saved_elsewhere(enhancer, args.out.name)}") from error
     if args.json:
-        _say(json.dumps({**asdict(report), "model": str(args.out), "written": not keep}))
+        _say(json.dumps({**json.loads(report.to_json()), "model": str(args.out), "written": not keep,
+                         "previous": str(previous) if previous else None}))
     else:
         out = printable(str(args.out))
         _say(report, f"{out} was left as it is." if keep else f"Model file: {out}")
+        if previous:
+            _say(f"The one that was there: {printable(str(previous))}")
     return DONE if report.accepted else KEPT
+
+
+def _set_aside(path: Path) -> Path | None:
+    """A copy of the model file at `path`, which is to be replaced: nobody compared it with the new one."""
+    if not path.exists() or not path.stat().st_size:
+        return None
+    previous = path.with_name(f"{path.stem}.previous{path.suffix}")
+    write_whole(previous, path.read_bytes())
+    return previous
 
 
 def _saved_elsewhere(enhancer: Enhancer, name: str) -> str:

@@ -213,11 +213,13 @@ class Enhancer:
             recordings: of the user, noisy as they are: paths, folders or (samples, sample_rate) pairs. A minute of
                 speech is little, five are plenty. Of more than 6 minutes (4 where others are removed) those are used in
                 which most happens; of more than an hour an hour is read, as much of every recording and of each its
-                beginning; of anything else at most ten minutes. A take that is given twice counts once. What seems to
-                be clipped, music, a telephone or several talkers is named in the report.
+                beginning; of anything else at most ten minutes. A take that is given twice counts once. What is clipped
+                hard, comes from a telephone or holds music is left out, where several talkers are noticed more is asked
+                of the result, and the report says so.
             clean: of the user as well, but without noise (close to the microphone, in a quiet room): seconds help, a
                 minute helps more. What does not sound clean is used as a noisy recording, and noted.
-            noise: files or folders with noises that should be removed, beside those that the package makes itself.
+            noise: files or folders with noises that should be removed, beside those that the package makes itself;
+                without the user's voice.
             others: "remove" makes a specialist for this voice alone: what other people say is removed as well. "keep"
                 serves better where the user is alone with the microphone.
             voices: files or folders with other people talking, for others="remove". Without them other voices are made

@@ -119,11 +119,12 @@ def run_job(
         settings["notes"] = [f"{kind} {i + 1}: {note}" for kind, sounds in (
             ("recording", read), ("clean recording", given), ("noise", foreign), ("recording of voices", talkers))
             for i, sound in enumerate(sounds) for note in sound.notes]
-        read, twice = _without(read, given)
+        read, twice = _without(read, given, "recordings are given as clean, too: they count as that")
+        foreign, no_noise = _without(foreign, [*read, *given], "noises are recordings of the user as well: left out")
         read, broken = _not_too_clipped(read)
         given, also_broken = _not_too_clipped(given)
         read, cut = at_most(read, MOST_SECONDS[others])
-        settings["notes"] += [*twice, *broken, *also_broken, *cut]
+        settings["notes"] += [*twice, *no_noise, *broken, *also_broken, *cut]
         estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
         _remove_abandoned()
         folder, in_use = _new_folder()
@@ -195,11 +196,12 @@ def _read_others(source: Source | Sequence[Source] | None, name: str) -> list[Re
         raise AudioError(f"{name}: {error}") from error
 
 
-def _without(recordings: list[Recording], clean: list[Recording]) -> tuple[list[Recording], tuple[str, ...]]:
-    """The recordings that are not among the clean ones, and a note: a sound must not be in two parts."""
-    kept = [recording for recording in recordings if not any(is_copy(other, recording) for other in clean)]
+def _without(recordings: list[Recording], others: list[Recording],
+             words: str) -> tuple[list[Recording], tuple[str, ...]]:
+    """The recordings that are not among the others, and a note: a sound must not count as two things."""
+    kept = [recording for recording in recordings if not any(is_copy(other, recording) for other in others)]
     n_left = len(recordings) - len(kept)
-    return kept, (f"{n_left} of {len(recordings)} recordings are given as clean, too: used as that",) if n_left else ()
+    return kept, (f"{n_left} of {len(recordings)} {words}",) if n_left else ()
 
 
 def _not_too_clipped(recordings: list[Recording]) -> tuple[list[Recording], tuple[str, ...]]:

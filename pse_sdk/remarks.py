@@ -5,7 +5,7 @@ import numpy as np
 from .config import STFT
 from .segments import LOOKED_AT_FRAMES, Stretch, first_power
 
-NARROW_BAND_HZ, NARROW_SHARE = 5000, 1e-5       # less of the energy above it than that: nothing
+NARROW_BAND_HZ, NARROW_SHARE = 6000, 1e-5       # less of the energy above it than that: nothing
 TONE_WINDOW, TONE_HOP = 2048, 1024      # samples; bins of 8 Hz, frames of 64 ms
 TONES_HZ = (125, 4000)
 LEAST_TONE_DB = 9.0         # above the mean of the neighbouring bins

@@ -32,7 +32,9 @@ class Report:
     size: str = ""
     others: str = "keep"
     seconds_recorded: float = 0.0
+    """Of noisy recordings that were looked at: of hours, minutes."""
     seconds_of_speech: float = 0.0
+    """That can be used, in these and in clean ones."""
     seconds_of_clean: float = 0.0
     seconds_of_noise: float = 0.0
     """Harvested from the user's own pauses."""
@@ -49,6 +51,8 @@ class Report:
     """How far the weights went from the start (0) to the trained specialist (1)."""
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    """What the recordings are like. They are numbered as they were given, those of a folder in the order of their
+    names; of long ones, pieces are used."""
     advice: tuple[str, ...] = ()
     """What the user could do next."""
 

@@ -186,6 +186,21 @@ def test_a_script_sees_whether_a_specialist_replaced_the_file_that_was_there(cap
     code, out, _ = run(capsys, "personalize", wav, "--out", target)
     assert code == expected and "a verdict" in out
     assert (target.read_bytes() == before) == (status != "accepted")
+    previous = tmp_path / "me.previous.onnx"
+    assert previous.exists() == (str(previous) in out) == (status == "accepted")
+    if previous.exists():
+        assert previous.read_bytes() == before
+
+
+def test_what_is_no_number_in_a_report_is_null_for_programs(capsys, wav, tmp_path, tiny_model, monkeypatch):
+    def fake(cls, recordings, **options):
+        enhancer = Enhancer(tiny_model)
+        enhancer.report = Report("kept", "a verdict", gain_db=float("nan"))
+        return enhancer
+    monkeypatch.setattr(Enhancer, "personalize", classmethod(fake))
+    _, out, _ = run(capsys, "personalize", wav, "--out", tmp_path / "me.onnx", "--json")
+    told = json.loads(out, parse_constant=pytest.fail)
+    assert told["gain_db"] is None and told["written"] and told["previous"] is None
 
 
 def test_personalize_passes_on_what_was_asked_for(capsys, wav, tmp_path, tiny_model, monkeypatch):

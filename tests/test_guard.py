@@ -137,7 +137,7 @@ def test_louder_pauses_cost_in_validation_what_decibels_gain(better, start, mate
     assert score(0.0) - score(louder_db) == pytest.approx(cost, abs=1e-4)
 
 
-def test_of_references_that_may_hold_music_more_is_asked(better, start, material):
+def test_of_references_that_may_hold_other_voices_more_is_asked(better, start, material):
     gain, checks = judge(better, start, replace(material, are_doubtful=True))
     [check] = [check for check in checks if check.name == "mean_gain_db"]
     assert check.limit == 1.0 and check.passed == (gain >= 1.0)

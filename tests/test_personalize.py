@@ -87,15 +87,89 @@ def test_recordings_without_speech_leave_the_generalist(hum):
 def test_advice_begins_with_what_kept_speech_from_being_heard(hum, monkeypatch):
     pytest.importorskip("torch")
     from pse_sdk.training import specialist
-    for name in ("is_narrow", "holds_music"):
-        monkeypatch.setattr(specialist, name, lambda stretch: True)
+    for name, seconds in (("is_narrow", 12.0), ("holds_music", 8.0)):
+        monkeypatch.setattr(specialist, name, lambda stretch, seconds=seconds: len(stretch.samples) < seconds * RATE)
     clock = specialist.WorkClock()
-    clipped = specialist.Job([hum[0]], deadline=clock.now() + 100, clock=clock, notes=("recording 1: clipped: 2 %",))
+    clipped = specialist.Job([hum[0], hum[0][:10 * RATE], hum[0][:5 * RATE]], deadline=clock.now() + 100, clock=clock,
+                             notes=("recording 1: clipped: 2 %",))
+    monkeypatch.setattr(specialist, "holds_music", lambda stretch: True)
     with pytest.raises(specialist.NoSpecialist) as refused:
         specialist._heard(clipped, {}, lambda *_: None)
     advice = refused.value.verdict["advice"]
     assert [next(word for word in ("level", "telephone", "music", "minutes") if word in line) for line in advice] == [
         "level", "telephone", "music", "minutes"]
+
+
+class Heard:
+    """What `_heard` makes of recordings that are all speech at 10 dB, as long as they say."""
+
+    def __init__(self, monkeypatch, *seconds: float, clean: float = 0.0, **flags):
+        specialist = pytest.importorskip("pse_sdk.training.specialist")
+        from pse_sdk.purification import FrameAnalysis
+        from pse_sdk.segments import Stretch
+        from pse_sdk.talkers import Talkers
+
+        def stretch(samples, predictor, estimate=None):
+            whole = samples[:len(samples) // 256 * 256]
+            snr_db = 30.0 if whole[0] > 0.4 else 10.0
+            return Stretch(whole, FrameAnalysis(*(np.full(len(whole) // 256, value) for value in (1.0, 0.9, snr_db))))
+
+        monkeypatch.setattr(specialist, "_stretch", stretch)
+        for name in ("is_narrow", "holds_music"):
+            monkeypatch.setattr(specialist, name, lambda stretch, name=name: flags.get(name, 0) * RATE ==
+                                len(stretch.samples))
+        monkeypatch.setattr(specialist, "talkers_in", lambda stretch, _: Talkers(
+            overlap=float(len(stretch.samples) == flags.get("crowded", 0) * RATE)))
+        given = [np.full(round(length * RATE), level, np.float32) for length, level in
+                 [*((one, 0.1) for one in seconds), *([(clean, 0.5)] if clean else [])]]
+        job = specialist.Job(given[:len(seconds)], clean=given[len(seconds):], deadline=np.inf)
+        self.facts = {}
+        self.heard = specialist._heard(job, self.facts, lambda *_: None)
+
+
+@needs_models
+@pytest.mark.parametrize("flag, words", [("is_narrow", "telephone"), ("holds_music", "music")])
+def test_what_is_no_plain_speech_of_the_user_is_left_out(monkeypatch, flag, words):
+    found = Heard(monkeypatch, 16, 32, clean=16, **{flag: 16})
+    assert [len(stretch.samples) for stretch in found.heard.noisy] == [32 * RATE] and not found.heard.clean
+    assert not found.heard.are_doubtful
+    about_clean, about_noisy = found.facts["notes"]
+    assert about_clean.startswith("1 of 1 recordings given as clean hold ") and words in about_clean
+    assert about_noisy.startswith("1 of 2 pieces of the recordings hold ") and "left out" in about_noisy
+    assert (found.facts["seconds_recorded"], found.facts["seconds_of_speech"]) == (48.0, 32.0)
+    from pse_sdk.training.specialist import _advice
+    assert any(words in line for line in _advice({**found.facts, "seconds_of_noise": 60}))
+
+
+@needs_models
+def test_where_several_talk_the_specialist_is_doubted(monkeypatch):
+    assert Heard(monkeypatch, 16, 64, crowded=16).heard.are_doubtful
+    assert not Heard(monkeypatch, 16, 64).heard.are_doubtful
+
+
+@needs_models
+def test_seconds_of_speech_are_of_recordings_and_clean_speech(monkeypatch):
+    from pse_sdk.training.specialist import NoSpecialist
+    found = Heard(monkeypatch, 16, clean=32)
+    assert [found.facts[f"seconds_{what}"] for what in ("recorded", "of_clean", "of_speech")] == [16.0, 32.0, 48.0]
+    with pytest.raises(NoSpecialist, match="Only 16 s of speech that can be used in 16 s of recordings"):
+        Heard(monkeypatch, 8, clean=8)
+
+
+@needs_models
+def test_many_short_messages_have_an_snr(monkeypatch):
+    assert Heard(monkeypatch, *[0.8] * 40).facts["snr_db"] == pytest.approx(10.0, abs=0.1)
+
+
+@needs_models
+def test_music_alone_trains_nothing():
+    time = np.arange(60 * RATE) / RATE
+    chords = [220 * 2 ** (np.array(steps) / 12) for steps in ((0, 4, 7), (5, 9, 12), (7, 11, 14), (2, 5, 9))]
+    played = [np.sin(2 * np.pi * hz * k * time) / k for chord in chords for hz in chord for k in (1, 2, 3)]
+    played = np.stack(played).reshape(4, 9, -1).sum(1)
+    music = played[(time // 0.5).astype(int) % 4, np.arange(len(time))] * np.exp(-2 * (time % 0.5))
+    report = Enhancer.personalize((music / np.abs(music).max(), RATE), size="tiny", budget_seconds=60).report
+    assert report.status == "insufficient_data" and any("music" in line for line in report.advice)
 
 
 @needs_models
@@ -467,6 +541,17 @@ def test_a_recording_that_is_given_as_clean_too_is_in_one_part_only(hum, monkeyp
 
 
 @needs_models
+def test_a_recording_of_the_user_is_no_noise(hum, monkeypatch):
+    other, written = (foreign_noise(30.0, np.random.default_rng(1), "coloured"), RATE), []
+    run = job._run_child
+    monkeypatch.setattr(job, "_run_child", lambda folder, *rest: (
+        written.extend(sorted(path.name for path in folder.glob("noise-*.npy"))), run(folder, *rest)))
+    report = Enhancer.personalize([hum], noise=[other, hum], size="tiny", budget_seconds=30).report
+    assert written == ["noise-00000.npy"]
+    assert any("1 of 2 noises are recordings of the user" in note for note in report.notes)
+
+
+@needs_models
 def test_notes_name_recordings_by_their_place_in_what_was_given(hum, monkeypatch):
     monkeypatch.setitem(job.MOST_SECONDS, "keep", 40.0)
     quiet = [(foreign_noise(25.0, np.random.default_rng(seed), "hum"), RATE) for seed in range(3)]
@@ -662,7 +747,8 @@ def test_recordings_of_several_talkers_are_said_to_be_such(monkeypatch, hum):
     facts = {}
     with pytest.raises(specialist.NoSpecialist):        # they hold no speech
         specialist.prepare(specialist.Job([hum[0][:5 * RATE]] * 3, deadline=time.monotonic() + 60), facts)
-    assert any(note.startswith("2 of 3 recordings seem to hold several talkers") for note in facts["notes"])
+    assert any(note.startswith("2 of 3 pieces of the recordings seem to hold several talkers")
+               for note in facts["notes"])
     assert any("alone" in advice for advice in specialist._advice({"seconds_of_noise": 60, **facts}))
 
 

@@ -197,24 +197,24 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     noises = noise_banks((harvested["training"] if enough else (), 0.5), (residuals["training"], 0.2),
                          (job.noise, 0.15), foreign=(foreign[:FOREIGN_CLIPS], 0.1 if job.noise else 0.25))
     told = _knowing_the_user(job, pairs["training"], residuals["training"])
-    voices = {name: _voices(job, name, part, rng) for name, part in pairs.items()}
-    moods = {name: _moods(job, part, rng) for name, part in pairs.items()}
-    predictor = FramePredictor()
-    pairs["training"] += (Pair.of_clean(_stretch(mood, predictor)) for mood in moods["training"])
     judged = {}
     for i, name in enumerate(("validation", "guard")):
         others = noise_banks((foreign[FOREIGN_CLIPS + i::2], 1.0))
         enough = seconds_of(harvested[name]) >= LEAST_JUDGED_SECONDS
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
-        judged[name] = held_out(pairs[name], own if own.banks else others, others, voices[name], moods[name],
-                                most_segments=12, seed=job.seed + i, are_doubtful=heard.are_doubtful)
+        judged[name] = held_out(pairs[name], own if own.banks else others, others, _voices(job, name, pairs[name], rng),
+                                _moods(job, pairs[name], rng), most_segments=12, seed=job.seed + i,
+                                are_doubtful=heard.are_doubtful)
+    # after those that only judge, whose memory is free again
+    voices, predictor = _voices(job, "training", pairs["training"], rng), FramePredictor()
+    pairs["training"] += [Pair.of_clean(_stretch(mood, predictor)) for mood in _moods(job, pairs["training"], rng)]
     too_little = NoSpecialist(
         INSUFFICIENT_DATA, "There is too little speech in one piece to train on one part of the recordings and to "
         f"judge on another. {job.before.capitalize()} stays in use.",
         ["record stretches of half a minute or more of plain speech", *_advice(facts)])
     if not any(pair.stretch.n_frames >= SEGMENT_FRAMES for pair in pairs["training"]):
         raise too_little
-    mixtures = PseudoMixtures(pairs["training"], noises, job.training_method, job.seed, voices["training"])
+    mixtures = PseudoMixtures(pairs["training"], noises, job.training_method, job.seed, voices)
     if not mixtures.n_segments or judged["guard"].n_segments < 2 or not judged["validation"].n_segments:
         raise too_little
     return Material(mixtures, judged["validation"], judged["guard"], told)
@@ -227,7 +227,7 @@ class Heard:
     noisy: list[Stretch]
     clean: list[Stretch]
     are_doubtful: bool
-    """Most of the noisy ones hold music, so that what is taken for speech is not all speech."""
+    """Some of the noisy ones seem to be of several talkers, so that what is said is not the user's alone."""
 
 
 def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
@@ -242,41 +242,60 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
         _check_time(job)
         progress("analyse", 0.05 * i / len(job.recordings), job.seconds_left(), "judging the recordings")
         stretches.append(_stretch(samples, predictor, job.estimates[i] if job.estimates else None))
-    given = [_stretch(samples, predictor) for samples in job.clean]
+    given, notes = _usable([_stretch(samples, predictor) for samples in job.clean], "recordings given as clean")
+    note += notes
     clean = [stretch for stretch in given if stretch.snr_db >= LEAST_CLEAN_SNR_DB]
     doubted = [stretch for stretch in given if not stretch.snr_db >= LEAST_CLEAN_SNR_DB]    # NaN: no speech in it
     if doubted:
-        stretches += doubted
         note += (f"{len(doubted)} of {len(given)} recordings given as clean seem noisy, and were used as noisy ones",)
-    narrow = sum(map(is_narrow, stretches))
-    if narrow:
-        note += (f"{narrow} of {len(stretches)} recordings hold nothing above {NARROW_BAND_HZ / 1000:.0f} kHz, as if "
-                 "from a telephone; record in the way that will be enhanced",)
-    musical = sum(map(holds_music, stretches))
-    if musical:
-        note += (f"{musical} of {len(stretches)} recordings hold music or tones like it: what is sung there may be "
-                 "taken for the user's speech",)
+    recorded = [*stretches, *doubted]
+    stretches, notes = _usable(recorded, "pieces of the recordings")
+    note += notes
     embedding = SpeakerEmbedding()
-    crowded = sum(talkers_in(stretch, embedding).several for stretch in stretches)
+    crowded = [stretch for stretch in stretches if talkers_in(stretch, embedding).several]
     if crowded:
-        note += (f"{crowded} of {len(stretches)} recordings seem to hold several talkers: every voice in them is kept",)
+        note += (f"{len(crowded)} of {len(stretches)} pieces of the recordings seem to hold several talkers: every "
+                 "voice in them is kept",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in [*stretches, *clean])
-    snrs = [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
-    facts |= {"seconds_of_clean": round(sum(stretch.n_frames for stretch in clean) * STFT.hop_seconds, 1),
-              "seconds_recorded": round(seconds_of(job.recordings), 1),
+    snrs = ([stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
+            or [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech])
+    facts |= {"seconds_of_clean": round(_seconds(clean), 1), "seconds_recorded": round(_seconds(recorded), 1),
               "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
               "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
     if speech_seconds < LEAST_SPEECH_SECONDS:
         raise NoSpecialist(
-            INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech in {facts['seconds_recorded']} s of recordings "
-            f"that can be used; at least {LEAST_SPEECH_SECONDS:.0f} s are needed. {job.before.capitalize()} stays in "
-            "use.", [*_advice_on_level(facts), *_advice_on_band(facts), *_advice_on_music(facts),
-                     "record a few minutes of speaking where you usually speak"])
+            INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech that can be used in "
+            f"{_seconds([*recorded, *clean]):.0f} s of recordings; at least {LEAST_SPEECH_SECONDS:.0f} s are needed. "
+            f"{job.before.capitalize()} stays in use.",
+            [*_advice_on_level(facts), *_advice_on_band(facts), *_advice_on_music(facts),
+             "record a few minutes of speaking where you usually speak"])
     if job.training_method.true_share == 1 and not clean:
         raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
                            f"of what was given as clean is. {job.before.capitalize()} stays in use.",
                            ["record a few seconds close to the microphone in a quiet room"])
-    return Heard(stretches, clean, are_doubtful=2 * musical > len(stretches))
+    return Heard(stretches, clean, are_doubtful=bool(crowded))
+
+
+def _usable(stretches: list[Stretch], what: str) -> tuple[list[Stretch], tuple[str, ...]]:
+    """Those that a specialist can learn the user's voice from, and notes on the others.
+
+    It would learn that there is no speech above a telephone's band, and that music is speech, and the guard, who hears
+    the same recordings, would find nothing wrong with that.
+    """
+    notes = tuple[str, ...]()
+    for is_useless, words in (
+            (is_narrow, f"hold nothing above {NARROW_BAND_HZ / 1000:.0f} kHz, as if from a telephone, and were left "
+                        "out; record in the way that will be enhanced"),
+            (holds_music, "hold music or tones like it, which is taken for speech, and were left out")):
+        usable = [stretch for stretch in stretches if not is_useless(stretch)]
+        if n_left := len(stretches) - len(usable):
+            notes += (f"{n_left} of {len(stretches)} {what} {words}",)
+        stretches = usable
+    return stretches, notes
+
+
+def _seconds(stretches: Sequence[Stretch]) -> float:
+    return sum(stretch.n_frames for stretch in stretches) * STFT.hop_seconds
 
 
 def _taught(job: Job, parts: dict[str, list[Stretch]], progress: Progress) -> dict[str, list[Pair]]:
@@ -373,7 +392,9 @@ def choose(job: Job, material: Material, score: Score, start: Denoiser, fitted: 
         raise _out_of_time(job)
     if fitted.score <= 0:       # what the start itself has
         raise NoSpecialist(KEPT, f"{fitted.n_steps} training steps found nothing better than {job.before}, which "
-                                 "stays in use.", ["give it a larger budget", *_advice(facts)])
+                                 "stays in use.",
+                           ["give it a larger budget" if job.steps is None else "let it take more steps",
+                            *_advice(facts)])
     # between unrelated networks lies nothing of use
     mixes = (1.0,) if job.training_method.random_start else MIXES[job.others]
     mixed = {mix: interpolate(start, fitted.network, mix) for mix in mixes}
@@ -538,7 +559,7 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     advice = []
     if facts["seconds_of_speech"] < 120:
         advice.append("a few minutes more of speech would help most")
-    advice += _advice_on_music(facts)
+    advice += [*_advice_on_band(facts), *_advice_on_music(facts)]
     if facts["seconds_of_noise"] < LEAST_HARVEST_SECONDS:       # training did without them
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
     if _is_noted(facts, "several talkers"):
@@ -555,11 +576,11 @@ def _is_noted(facts: dict[str, Any], words: str) -> bool:
 
 
 def _advice_on_music(facts: dict[str, Any]) -> list[str]:
-    return ["record without music: what is sung counts as speech"] if _is_noted(facts, "music") else []
+    return ["record without music: it is taken for speech"] if _is_noted(facts, "music") else []
 
 
 def _advice_on_band(facts: dict[str, Any]) -> list[str]:
-    return (["record with the whole band: through a telephone's, little is recognised as speech"]
+    return (["record with the whole band: what a telephone leaves out cannot be learnt"]
             if _is_noted(facts, "from a telephone") else [])
 
 
