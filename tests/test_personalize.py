@@ -283,7 +283,7 @@ def test_what_is_clipped_hard_is_not_learnt_from(hum, monkeypatch):
     assert sum("left out: they are clipped so hard" in note for note in report.notes) == 2
     assert report.status == "insufficient_data" and any("level turned down" in advice for advice in report.advice)
     report = Enhancer.personalize(hard[0], size="tiny", budget_seconds=30).report
-    assert report.status == "insufficient_data" and "0 s of speech in 0.0 s" in report.summary
+    assert report.status == "insufficient_data" and report.summary.startswith("Nothing of what was recorded")
 
 
 @pytest.mark.parametrize("cores, load, threads", [(2, 0.1, 2), (2, 0.9, 1), (2, 7.0, 1), (8, 0.0, 4), (8, 6.2, 2),

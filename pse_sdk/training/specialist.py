@@ -263,10 +263,11 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
               "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
               "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
     if speech_seconds < LEAST_SPEECH_SECONDS:
+        heard = (f"Only {speech_seconds:.0f} s of speech that can be used in {_seconds([*recorded, *clean]):.0f} s of "
+                 f"recordings; at least {LEAST_SPEECH_SECONDS:.0f} s are needed." if recorded or clean else
+                 "Nothing of what was recorded can be used.")
         raise NoSpecialist(
-            INSUFFICIENT_DATA, f"Only {speech_seconds:.0f} s of speech that can be used in "
-            f"{_seconds([*recorded, *clean]):.0f} s of recordings; at least {LEAST_SPEECH_SECONDS:.0f} s are needed. "
-            f"{job.before.capitalize()} stays in use.",
+            INSUFFICIENT_DATA, f"{heard} {job.before.capitalize()} stays in use.",
             [*_advice_on_level(facts), *_advice_on_band(facts), *_advice_on_music(facts),
              "record a few minutes of speaking where you usually speak"])
     if job.training_method.true_share == 1 and not clean:
