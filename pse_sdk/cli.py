@@ -208,7 +208,7 @@ def _personalize(args: argparse.Namespace) -> int:
                 raise
             raise ModelFileError(f"{error}; {_saved_elsewhere(enhancer, args.out.name)}") from error
     if args.json:
-        _say(json.dumps({**json.loads(report.to_json()), "model": str(args.out), "written": not keep,
+        _say(json.dumps({**report.values(), "model": str(args.out), "written": not keep,
                          "previous": str(previous) if previous else None}))
     else:
         out = printable(str(args.out))
@@ -223,7 +223,7 @@ def _set_aside(path: Path) -> Path | None:
     if not path.exists() or not path.stat().st_size:
         return None
     previous = path.with_name(f"{path.stem}.previous{path.suffix}")
-    write_whole(previous, path.read_bytes())
+    write_whole(previous, read_model(path))
     return previous
 
 

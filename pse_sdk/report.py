@@ -60,8 +60,8 @@ class Report:
     def accepted(self) -> bool:
         return self.status == ACCEPTED
 
-    def to_json(self) -> str:
-        """What is no number (of a model that broke) becomes null."""
+    def values(self) -> dict[str, Any]:
+        """For JSON, where what is no number (of a model that broke) becomes null."""
         def finite(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: finite(one) for name, one in value.items()}
@@ -69,7 +69,10 @@ class Report:
                 return [finite(one) for one in value]
             return None if isinstance(value, float) and not math.isfinite(value) else value
 
-        return json.dumps(finite(asdict(self)), indent=1, allow_nan=False)
+        return {name: finite(value) for name, value in asdict(self).items()}
+
+    def to_json(self) -> str:
+        return json.dumps(self.values(), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Report":

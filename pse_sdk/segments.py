@@ -37,6 +37,10 @@ class Stretch:
         return len(self.frames.speech)
 
     @property
+    def seconds(self) -> float:
+        return self.n_frames * STFT.hop_seconds
+
+    @property
     def seconds_of_speech(self) -> float:
         return float((self.frames.speech > 0.5).sum()) * STFT.hop_seconds
 
@@ -92,7 +96,7 @@ def split(recordings: Sequence[Stretch]) -> dict[str, list[Stretch]]:
     parts: dict[str, list[Stretch]] = {name: [] for name in PARTS}
     filled = dict.fromkeys(PARTS, 0)
     for i, recording in enumerate(recordings):
-        if recording.n_frames * STFT.hop_seconds < SHORTEST_SPLIT_SECONDS:
+        if recording.seconds < SHORTEST_SPLIT_SECONDS:
             total = sum(filled.values()) + recording.n_frames
             name = max(PARTS, key=lambda part: SHARES[PARTS.index(part)] * total - filled[part])
             parts[name].append(recording)

@@ -58,6 +58,15 @@ def temporary_files(tmp_path, monkeypatch):
     assert not list(folder.iterdir()), "a job folder was left behind"
 
 
+@pytest.fixture
+def written(monkeypatch) -> list[str]:
+    """Names of the sounds that the child process was given, call after call."""
+    names, run = [], job._run_child
+    monkeypatch.setattr(job, "_run_child", lambda folder, *rest: (
+        names.extend(sorted(path.name for path in folder.glob("*-*.npy"))), run(folder, *rest)))
+    return names
+
+
 @pytest.fixture(scope="module")
 def reader_recordings() -> list[tuple[np.ndarray, int]]:
     """Two recordings of a reader in an office hum, made from real speech."""
@@ -87,12 +96,11 @@ def test_recordings_without_speech_leave_the_generalist(hum):
 def test_advice_begins_with_what_kept_speech_from_being_heard(hum, monkeypatch):
     pytest.importorskip("torch")
     from pse_sdk.training import specialist
-    for name, seconds in (("is_narrow", 12.0), ("holds_music", 8.0)):
-        monkeypatch.setattr(specialist, name, lambda stretch, seconds=seconds: len(stretch.samples) < seconds * RATE)
-    clock = specialist.WorkClock()
-    clipped = specialist.Job([hum[0], hum[0][:10 * RATE], hum[0][:5 * RATE]], deadline=clock.now() + 100, clock=clock,
-                             notes=("recording 1: clipped: 2 %",))
+    monkeypatch.setattr(specialist, "is_narrow", lambda stretch: stretch.seconds < 12)
     monkeypatch.setattr(specialist, "holds_music", lambda stretch: True)
+    clock = specialist.WorkClock()
+    clipped = specialist.Job([hum[0], hum[0][:10 * RATE]], deadline=clock.now() + 100, clock=clock,
+                             notes=("recording 1: clipped: 2 %",))
     with pytest.raises(specialist.NoSpecialist) as refused:
         specialist._heard(clipped, {}, lambda *_: None)
     advice = refused.value.verdict["advice"]
@@ -272,11 +280,8 @@ def test_a_teacher_that_takes_the_whole_budget_is_not_asked_again(monkeypatch, t
 
 
 @needs_models
-def test_what_is_clipped_hard_is_not_learnt_from(hum, monkeypatch):
-    samples, written = np.random.default_rng(1).standard_normal(3 * RATE).astype(np.float32).repeat(10), []
-    run = job._run_child
-    monkeypatch.setattr(job, "_run_child", lambda folder, *rest: (
-        written.extend(sorted(path.name for path in folder.glob("*-*.npy"))), run(folder, *rest)))
+def test_what_is_clipped_hard_is_not_learnt_from(hum, written):
+    samples = np.random.default_rng(1).standard_normal(3 * RATE).astype(np.float32).repeat(10)
     hard = [(0.9 * np.clip(level * samples, -1, 1), RATE) for level in (1.0, 2.0)]
     report = Enhancer.personalize([hum, hard[0]], clean=[hard[1]], size="tiny", budget_seconds=30).report
     assert written == ["recording-00000.npy"]
@@ -530,24 +535,18 @@ def test_an_empty_list_is_named(hum):
 
 
 @needs_models
-def test_a_recording_that_is_given_as_clean_too_is_in_one_part_only(hum, monkeypatch):
-    other, written = (foreign_noise(30.0, np.random.default_rng(1), "coloured"), RATE), []
-    run = job._run_child
-    monkeypatch.setattr(job, "_run_child", lambda folder, *rest: (
-        written.extend(sorted(path.name for path in folder.glob("*-*.npy"))), run(folder, *rest)))
+def test_a_recording_that_is_given_as_clean_too_is_in_one_part_only(hum, written):
+    other = (foreign_noise(30.0, np.random.default_rng(1), "coloured"), RATE)
     report = Enhancer.personalize([hum, other], clean=[other], size="tiny", budget_seconds=30).report
     assert written == ["clean-00000.npy", "recording-00000.npy"]
     assert any("1 of 2 recordings are given as clean, too" in note for note in report.notes)
 
 
 @needs_models
-def test_a_recording_of_the_user_is_no_noise(hum, monkeypatch):
-    other, written = (foreign_noise(30.0, np.random.default_rng(1), "coloured"), RATE), []
-    run = job._run_child
-    monkeypatch.setattr(job, "_run_child", lambda folder, *rest: (
-        written.extend(sorted(path.name for path in folder.glob("noise-*.npy"))), run(folder, *rest)))
+def test_a_recording_of_the_user_is_no_noise(hum, written):
+    other = (foreign_noise(30.0, np.random.default_rng(1), "coloured"), RATE)
     report = Enhancer.personalize([hum], noise=[other, hum], size="tiny", budget_seconds=30).report
-    assert written == ["noise-00000.npy"]
+    assert written == ["noise-00000.npy", "recording-00000.npy"]
     assert any("1 of 2 noises are recordings of the user" in note for note in report.notes)
 
 

@@ -91,7 +91,7 @@ class HeldOut:
     clean: Tensor           # the references, words fading, and the same voice in other moods: to be left as they are
     pauses: Tensor          # noise alone
     beside_voices: Tensor | None = None     # the same references, where other voices are to be removed
-    are_doubtful: bool = False              # the references may hold more than speech
+    are_doubtful: bool = False              # the references may hold more than the user's speech
 
     @property
     def limits(self) -> Limits:

@@ -259,12 +259,13 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
     speech_seconds = sum(stretch.seconds_of_speech for stretch in [*stretches, *clean])
     snrs = ([stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
             or [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech])
-    facts |= {"seconds_of_clean": round(_seconds(clean), 1), "seconds_recorded": round(_seconds(recorded), 1),
+    clean_seconds, recorded_seconds = (sum(stretch.seconds for stretch in some) for some in (clean, recorded))
+    facts |= {"seconds_of_clean": round(clean_seconds, 1), "seconds_recorded": round(recorded_seconds, 1),
               "seconds_of_speech": round(speech_seconds, 1), "notes": (*job.notes, *note),
               "snr_db": round(float(np.median(snrs)), 1) if snrs else None}
     if speech_seconds < LEAST_SPEECH_SECONDS:
-        heard = (f"Only {speech_seconds:.0f} s of speech that can be used in {_seconds([*recorded, *clean]):.0f} s of "
-                 f"recordings; at least {LEAST_SPEECH_SECONDS:.0f} s are needed." if recorded or clean else
+        heard = (f"Only {speech_seconds:.0f} s of speech that can be used in {recorded_seconds + clean_seconds:.0f} s "
+                 f"of recordings; at least {LEAST_SPEECH_SECONDS:.0f} s are needed." if recorded or clean else
                  "Nothing of what was recorded can be used.")
         raise NoSpecialist(
             INSUFFICIENT_DATA, f"{heard} {job.before.capitalize()} stays in use.",
@@ -293,10 +294,6 @@ def _usable(stretches: list[Stretch], what: str) -> tuple[list[Stretch], tuple[s
             notes += (f"{n_left} of {len(stretches)} {what} {words}",)
         stretches = usable
     return stretches, notes
-
-
-def _seconds(stretches: Sequence[Stretch]) -> float:
-    return sum(stretch.n_frames for stretch in stretches) * STFT.hop_seconds
 
 
 def _taught(job: Job, parts: dict[str, list[Stretch]], progress: Progress) -> dict[str, list[Pair]]:
