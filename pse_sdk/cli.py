@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -219,10 +220,15 @@ def _personalize(args: argparse.Namespace) -> int:
 
 
 def _set_aside(path: Path) -> Path | None:
-    """A copy of the model file at `path`, which is to be replaced: nobody compared it with the new one."""
+    """A copy of the model file at `path`, which is to be replaced: nobody compared it with the new one.
+
+    Those that were set aside before stay.
+    """
     if not path.exists() or not path.stat().st_size:
         return None
-    previous = path.with_name(f"{path.stem}.previous{path.suffix}")
+    numbers = itertools.chain([""], itertools.count(2))
+    names = (path.with_name(f"{path.stem}.previous{number}{path.suffix}") for number in numbers)
+    previous = next(name for name in names if not name.exists())
     write_whole(previous, read_model(path))
     return previous
 

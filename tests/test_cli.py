@@ -190,6 +190,9 @@ def test_a_script_sees_whether_a_specialist_replaced_the_file_that_was_there(cap
     assert previous.exists() == (str(previous) in out) == (status == "accepted")
     if previous.exists():
         assert previous.read_bytes() == before
+        assert run(capsys, "personalize", wav, "--start", previous, "--out", target)[0] == 0
+        assert previous.read_bytes() == before
+        assert (tmp_path / "me.previous2.onnx").read_bytes() == target.read_bytes()
 
 
 def test_what_is_no_number_in_a_report_is_null_for_programs(capsys, wav, tmp_path, tiny_model, monkeypatch):
