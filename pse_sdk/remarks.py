@@ -17,7 +17,7 @@ LEAST_MUSIC_SHARE = 0.07    # of the loud frames with two notes: speech alone ha
 
 def is_narrow(stretch: Stretch) -> bool:
     """Whether its speech ends below `NARROW_BAND_HZ`, by its first minutes."""
-    power = first_power(stretch)
+    power = first_power(stretch.samples)
     power = power[stretch.frames.speech[:len(power)] > 0.5].sum(0)
     edge = round(NARROW_BAND_HZ / STFT.sample_rate * STFT.n_fft)
     return bool(power[edge:].sum() < NARROW_SHARE * power.sum())

@@ -25,7 +25,7 @@ FADE = STFT.hop_length
 class Stretch:
     """A piece of a recording with what is known of its frames. `samples` has `hop_length` samples a frame.
 
-    `estimate` is what somebody else's teacher takes for the speech in it, as many samples.
+    `estimate` is what a teacher takes for the speech in it, as many samples.
     """
 
     samples: np.ndarray
@@ -55,9 +55,9 @@ class Stretch:
         return float(10 * np.log10((power.sum() - noise.sum() + 1e-20) / (noise.sum() + 1e-20)))
 
 
-def first_power(stretch: Stretch) -> np.ndarray:
-    """Power spectra [N, F] of its first minutes, for what is said of a recording."""
-    return power_spectrogram(stretch.samples[:LOOKED_AT_FRAMES * STFT.hop_length])
+def first_power(samples: np.ndarray) -> np.ndarray:
+    """Power spectra [N, F] of the first minutes of samples [T], for what is said of a recording."""
+    return power_spectrogram(samples[:LOOKED_AT_FRAMES * STFT.hop_length])
 
 
 def join_short(stretches: Sequence[Stretch]) -> list[Stretch]:

@@ -1,5 +1,6 @@
-"""Whether one person talks in a recording, or several, in turn or at once."""
+"""Whether one person talks in recordings, or several, in turn or at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,13 +10,12 @@ import onnxruntime
 from .config import MODELS
 from .model_format import read_model
 from .onnx_denoiser import open_session
-from .segments import Stretch, first_power
+from .segments import LOOKED_AT_FRAMES, Stretch, first_power
 
 PIECE_FRAMES, PIECE_STEP = 192, 64      # 3.07 s, what the embeddings learnt from; a new piece every second
 LEAST_SPEECH_SHARE, FEWEST_PIECES = 0.5, 12
 FARTHEST_APART = 0.24           # of one person's pieces; see `groups_apart`
-MOST_OVERLAP = 0.5              # of one person's pieces, as a mean probability
-LEAST_SNR_DB = 3.0              # below it noise may be many voices as loud as the talker's
+MOST_OVERLAP = 0.26             # of one person's pieces, as a mean probability
 N_ROUNDS = 20
 
 
@@ -39,30 +39,48 @@ class SpeakerEmbedding:
 
 @dataclass(frozen=True)
 class Talkers:
-    """What tells one talker from several in a recording."""
+    """What tells one talker from several in recordings."""
 
     apart: float = 0.0      # of pieces: `groups_apart`
-    overlap: float = 0.0    # mean probability that two talk in a piece at once; 0 in loud noise
+    overlap: float = 0.0    # mean probability that two talk in a piece at once
 
     @property
     def several(self) -> bool:
-        """A hint: some recordings with two voices are missed, and of one person's in loud noise, in several rooms or
-        beside music a few in a hundred are taken for two's (benchmarks/several_talkers.py).
+        """A hint: voices that are alike are taken for one, and a few in a hundred recordings of one person in loud
+        noise for two's (benchmarks/several_talkers.py).
         """
         return self.apart > FARTHEST_APART or self.overlap > MOST_OVERLAP
 
 
-def talkers_in(stretch: Stretch, embedding: SpeakerEmbedding) -> Talkers:
-    """By its first minutes; as of one where there is too little speech to say."""
-    power = first_power(stretch)
+@dataclass(frozen=True)
+class Pieces:
+    """Three seconds of speech each. Shape: `directions` [K, D], `overlap` [K], `starts` [K] in frames."""
+
+    directions: np.ndarray
+    overlap: np.ndarray
+    starts: np.ndarray
+
+
+def pieces_of(stretch: Stretch, embedding: SpeakerEmbedding) -> Pieces:
+    """Of the first minutes of what the teacher takes for its speech, where there is such an estimate: noise hides who
+    talks, and the voices in it are not the talker's."""
+    power = first_power(stretch.samples if stretch.estimate is None else stretch.estimate)
     speech = stretch.frames.speech[:len(power)] > 0.5
     starts = [start for start in range(0, len(speech) - PIECE_FRAMES + 1, PIECE_STEP)
               if speech[start:start + PIECE_FRAMES].mean() >= LEAST_SPEECH_SHARE]
-    if len(starts) < FEWEST_PIECES:
+    if not starts:
+        return Pieces(np.empty((0, 1), np.float32), np.empty(0, np.float32), np.empty(0, int))
+    return Pieces(*embedding.embed(np.stack([power[start:start + PIECE_FRAMES] for start in starts])), np.array(starts))
+
+
+def talkers_in(recordings: Sequence[Pieces]) -> Talkers:
+    """In all of them together; as of one where there is too little speech to say."""
+    some = [pieces for pieces in recordings if len(pieces.starts)]
+    if sum(len(pieces.starts) for pieces in some) < FEWEST_PIECES:
         return Talkers()
-    embeddings, overlap = embedding.embed(np.stack([power[start:start + PIECE_FRAMES] for start in starts]))
-    return Talkers(groups_apart(embeddings, np.array(starts)),
-                   float(overlap.mean()) if stretch.snr_db >= LEAST_SNR_DB else 0.0)
+    starts = [pieces.starts + i * (LOOKED_AT_FRAMES + PIECE_FRAMES) for i, pieces in enumerate(some)]
+    return Talkers(groups_apart(np.concatenate([pieces.directions for pieces in some]), np.concatenate(starts)),
+                   float(np.concatenate([pieces.overlap for pieces in some]).mean()))
 
 
 def groups_apart(embeddings: np.ndarray, starts: np.ndarray) -> float:

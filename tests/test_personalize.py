@@ -115,7 +115,6 @@ class Heard:
         specialist = pytest.importorskip("pse_sdk.training.specialist")
         from pse_sdk.purification import FrameAnalysis
         from pse_sdk.segments import Stretch
-        from pse_sdk.talkers import Talkers
 
         def stretch(samples, predictor, estimate=None):
             whole = samples[:len(samples) // 256 * 256]
@@ -126,33 +125,24 @@ class Heard:
         for name in ("is_narrow", "holds_music"):
             monkeypatch.setattr(specialist, name, lambda stretch, name=name: flags.get(name, 0) * RATE ==
                                 len(stretch.samples))
-        monkeypatch.setattr(specialist, "talkers_in", lambda stretch, _: Talkers(
-            overlap=float(len(stretch.samples) == flags.get("crowded", 0) * RATE)))
         given = [np.full(round(length * RATE), level, np.float32) for length, level in
                  [*((one, 0.1) for one in seconds), *([(clean, 0.5)] if clean else [])]]
         job = specialist.Job(given[:len(seconds)], clean=given[len(seconds):], deadline=np.inf)
         self.facts = {}
-        self.heard = specialist._heard(job, self.facts, lambda *_: None)
+        self.noisy, self.clean = specialist._heard(job, self.facts, lambda *_: None)
 
 
 @needs_models
 @pytest.mark.parametrize("flag, words", [("is_narrow", "telephone"), ("holds_music", "music")])
 def test_what_is_no_plain_speech_of_the_user_is_left_out(monkeypatch, flag, words):
     found = Heard(monkeypatch, 16, 32, clean=16, **{flag: 16})
-    assert [len(stretch.samples) for stretch in found.heard.noisy] == [32 * RATE] and not found.heard.clean
-    assert not found.heard.are_doubtful
+    assert [len(stretch.samples) for stretch in found.noisy] == [32 * RATE] and not found.clean
     about_clean, about_noisy = found.facts["notes"]
     assert about_clean.startswith("1 of 1 recordings given as clean hold ") and words in about_clean
     assert about_noisy.startswith("1 of 2 pieces of the recordings hold ") and "left out" in about_noisy
     assert (found.facts["seconds_recorded"], found.facts["seconds_of_speech"]) == (48.0, 32.0)
     from pse_sdk.training.specialist import _advice
     assert any(words in line for line in _advice({**found.facts, "seconds_of_noise": 60}))
-
-
-@needs_models
-def test_where_several_talk_the_specialist_is_doubted(monkeypatch):
-    assert Heard(monkeypatch, 16, 64, crowded=16).heard.are_doubtful
-    assert not Heard(monkeypatch, 16, 64).heard.are_doubtful
 
 
 @needs_models
@@ -738,17 +728,27 @@ def test_what_training_cannot_start_from_is_refused_early(hum, settings, words):
 
 
 @needs_models
-def test_recordings_of_several_talkers_are_said_to_be_such(monkeypatch, hum):
+@pytest.mark.parametrize("several, together, words", [
+    ([True, False, True], True, "2 of 3 pieces of the recordings seem to hold several talkers"),
+    ([False] * 3, True, "the recordings seem to be of several talkers"), ([False] * 3, False, None)])
+def test_where_several_talk_the_report_says_so_and_the_specialist_is_doubted(monkeypatch, several, together, words):
+    from pse_sdk.purification import FrameAnalysis
+    from pse_sdk.segments import Stretch
     from pse_sdk.talkers import Talkers
     from pse_sdk.training import specialist
-    talkers = iter([Talkers(apart=1.0), Talkers(), Talkers(overlap=1.0)])
-    monkeypatch.setattr(specialist, "talkers_in", lambda stretch, embedding: next(talkers))
+    answers = iter([*several, together])
+    monkeypatch.setattr(specialist, "pieces_of", lambda stretch, embedding: stretch)
+    monkeypatch.setattr(specialist, "talkers_in", lambda pieces: Talkers(overlap=float(next(answers))))
+    samples = np.random.default_rng(0).standard_normal(32 * RATE).astype(np.float32) * 0.1
+    frames = np.tile(np.repeat([1.0, 0.0], 50), 20)     # speech and pauses of 0.8 s each
+    frames = FrameAnalysis(frames, frames, np.full(len(frames), 20.0))
+    monkeypatch.setattr(specialist, "_stretch", lambda samples, *_: Stretch(samples, frames, samples * 0.9))
+    job = specialist.Job([samples] * 3, deadline=time.monotonic() + 100)
     facts = {}
-    with pytest.raises(specialist.NoSpecialist):        # they hold no speech
-        specialist.prepare(specialist.Job([hum[0][:5 * RATE]] * 3, deadline=time.monotonic() + 60), facts)
-    assert any(note.startswith("2 of 3 pieces of the recordings seem to hold several talkers")
-               for note in facts["notes"])
-    assert any("alone" in advice for advice in specialist._advice({"seconds_of_noise": 60, **facts}))
+    material = specialist.prepare(job, facts)
+    assert material.guard.are_doubtful == material.validation.are_doubtful == bool(words)
+    assert [note for note in facts["notes"] if words and note.startswith(words)] == list(facts["notes"])
+    assert any("alone" in advice for advice in specialist._advice(facts)) == bool(words)
 
 
 @needs_models

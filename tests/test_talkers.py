@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ from pse_sdk.config import MODELS, STFT
 from pse_sdk.errors import ModelFileError
 from pse_sdk.purification import FrameAnalysis, FramePredictor
 from pse_sdk.segments import Stretch
-from pse_sdk.talkers import FARTHEST_APART, PIECE_FRAMES, SpeakerEmbedding, Talkers, groups_apart, talkers_in
+from pse_sdk.talkers import (
+    FARTHEST_APART,
+    FEWEST_PIECES,
+    PIECE_FRAMES,
+    Pieces,
+    SpeakerEmbedding,
+    Talkers,
+    groups_apart,
+    pieces_of,
+    talkers_in,
+)
 
 RATE = STFT.sample_rate
 N_PIECES = 40
@@ -59,25 +70,46 @@ class Counting:
         return np.eye(2)[second.astype(int)], np.full(len(power), 0.9 if self.at_once else 0.1)
 
 
-def stretch(seconds: float, speech: float, snr_db: float = 20.0) -> Stretch:
+def stretch(seconds: float, speech: float) -> Stretch:
     n_frames = int(seconds / STFT.hop_seconds)
     samples = np.random.default_rng(0).standard_normal(n_frames * STFT.hop_length).astype(np.float32) * 0.1
-    return Stretch(samples, FrameAnalysis(*np.full((2, n_frames), speech), np.full(n_frames, snr_db)))
+    return Stretch(samples, FrameAnalysis(*np.full((2, n_frames), speech), np.full(n_frames, 20.0)))
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-@pytest.mark.parametrize("seconds, speech, n_asked", [(8, 1.0, 0), (60, 0.0, 0), (30, 1.0, 27), (600, 1.0, 123)])
+@pytest.mark.parametrize("seconds, speech, n_asked", [(8, 1.0, 5), (60, 0.0, 0), (30, 1.0, 27), (600, 1.0, 123)])
 def test_only_the_first_minutes_are_looked_at_if_there_is_speech_enough(seconds, speech, n_asked, at_once):
     embedding = Counting(at_once)
-    found = talkers_in(stretch(seconds, speech), embedding)
-    assert found.several == (n_asked > 0)
-    assert found == Talkers(0.0 if at_once or not n_asked else 1.0, pytest.approx((0.1, 0.9)[at_once] * (n_asked > 0)))
+    found = talkers_in([pieces_of(stretch(seconds, speech), embedding)])
     assert embedding.n_asked == n_asked
+    if n_asked < FEWEST_PIECES:
+        assert found == Talkers() and not found.several
+    else:
+        assert found == Talkers(0.0 if at_once else 1.0, pytest.approx(0.9 if at_once else 0.1)) and found.several
 
 
-def test_in_loud_noise_nobody_is_said_to_talk_at_the_same_time():
-    assert not talkers_in(stretch(30, 1.0, snr_db=0.0), Counting(at_once=True)).several
-    assert talkers_in(stretch(30, 1.0, snr_db=0.0), Counting(at_once=False)).several
+def test_who_talks_is_heard_in_what_the_teacher_takes_for_speech():
+    asked = []
+
+    class Hearing(Counting):
+        def embed(self, power):
+            asked.append(power)
+            return super().embed(power)
+
+    one = stretch(30, 1.0)
+    for stretch_, scale in ((one, 1.0), (replace(one, estimate=one.samples * 0.5), 0.25)):
+        pieces_of(stretch_, Hearing(at_once=False))
+        np.testing.assert_allclose(asked[-1], asked[0] * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("voices, several", [([0, 0, 0], False), ([0, 1, 0], True)])
+def test_somebody_else_in_another_recording_is_noticed_even_if_all_are_short(rng, voices, several):
+    """Five pieces each, of which no two overlap."""
+    both = unit(rng.standard_normal((2, 64)))
+    recordings = [Pieces(unit(both[[voice] * 5] + 0.06 * rng.standard_normal((5, 64))), np.full(5, 0.1),
+                         np.arange(5) * PIECE_FRAMES) for voice in voices]
+    assert talkers_in(recordings).several == several
+    assert talkers_in([]) == talkers_in(recordings[:2]) == Talkers()
 
 
 def test_a_package_without_the_network_says_so(monkeypatch, tmp_path):
@@ -103,6 +135,7 @@ def test_two_readers_are_noticed_in_turn_and_at_once_and_one_is_not(rng):
     for folder in sorted((Path(DATA) / "speech" / "users").iterdir()):
         clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(folder.iterdir())[:12]]
         readers.append([clip / np.sqrt(np.mean(np.square(clip))) * 0.05 for clip in clips])
+    teacher = pytest.importorskip("pse_sdk.training.teacher").Teacher()
     embedding, predictor = SpeakerEmbedding(), FramePredictor()
 
     def noticed(sentences: list[np.ndarray], second: list[np.ndarray] | None = None) -> bool:
@@ -110,7 +143,8 @@ def test_two_readers_are_noticed_in_turn_and_at_once_and_one_is_not(rng):
         if second is not None:
             speech = speech + np.resize(np.concatenate(second), len(speech))
         samples = (speech + 0.01 * rng.standard_normal(len(speech))).astype(np.float32)[:len(speech) // 256 * 256]
-        return talkers_in(Stretch(samples, predictor.analyse(samples)), embedding).several
+        heard = Stretch(samples, predictor.analyse(samples), teacher.estimate(samples))
+        return talkers_in([pieces_of(heard, embedding)]).several
 
     alone = [noticed(clips) for clips in readers]
     others = readers[1:] + readers[:1]

@@ -70,6 +70,12 @@ class Pair:
     is_true: bool = False
 
     @classmethod
+    def of_taught(cls, stretch: Stretch) -> "Pair":
+        """A recording with its teacher's estimate."""
+        assert stretch.estimate is not None
+        return cls(stretch, stretch.estimate)
+
+    @classmethod
     def of_clean(cls, stretch: Stretch) -> "Pair":
         """A recording that is its own reference: every frame can be trusted."""
         frames = stretch.frames

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from ..purification import FramePredictor
 from ..remarks import NARROW_BAND_HZ, holds_music, is_narrow
 from ..report import ACCEPTED, INSUFFICIENT_DATA, KEPT, Check, Report
 from ..segments import Stretch, harvest_pauses, join_short, split
-from ..talkers import SpeakerEmbedding, talkers_in
+from ..talkers import SpeakerEmbedding, pieces_of, talkers_in
 from .corpus import Bank
 from .fit import Checkpoint, Fit, FitConfig, fit
 from .graph import network_of
@@ -181,13 +181,15 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     Raises:
         NoSpecialist: too little speech, in all or in one part, or no time left.
     """
-    heard = _heard(job, facts, progress)
-    stretches, clean = heard.noisy, heard.clean
-    parts = split(join_short(stretches))
+    stretches, clean = _heard(job, facts, progress)
     rng = np.random.default_rng(job.seed)
     with _beside_torch(lambda: _foreign(FOREIGN_CLIPS + JUDGING_FOREIGN_CLIPS, rng)) as being_made:
-        pairs = _taught(job, parts, progress)
+        stretches = _taught(job, stretches, progress)
+        note = _on_talkers(stretches)
     foreign = being_made.result()
+    facts["notes"] += note
+    parts = split(join_short(stretches))
+    pairs = {name: list(map(Pair.of_taught, part)) for name, part in parts.items()}
     for name, part in split(join_short(clean)).items():
         pairs[name] += map(Pair.of_clean, part)
     harvested = {name: harvest_pauses(part) for name, part in parts.items()}
@@ -204,7 +206,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
         own = noise_banks((harvested[name] if enough else (), 0.7), (residuals[name], 0.3))
         judged[name] = held_out(pairs[name], own if own.banks else others, others, _voices(job, name, pairs[name], rng),
                                 _moods(job, pairs[name], rng), most_segments=12, seed=job.seed + i,
-                                are_doubtful=heard.are_doubtful)
+                                are_doubtful=bool(note))
     # after those that only judge, whose memory is free again
     voices, predictor = _voices(job, "training", pairs["training"], rng), FramePredictor()
     pairs["training"] += [Pair.of_clean(_stretch(mood, predictor)) for mood in _moods(job, pairs["training"], rng)]
@@ -220,18 +222,8 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     return Material(mixtures, judged["validation"], judged["guard"], told)
 
 
-@dataclass(frozen=True)
-class Heard:
-    """Recordings, judged frame by frame."""
-
-    noisy: list[Stretch]
-    clean: list[Stretch]
-    are_doubtful: bool
-    """Some of the noisy ones seem to be of several talkers, so that what is said is not the user's alone."""
-
-
-def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
-    """What the recordings of a job are.
+def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> tuple[list[Stretch], list[Stretch]]:
+    """The recordings of a job, judged frame by frame: noisy ones and clean ones.
 
     Raises:
         NoSpecialist: too little speech in them, or no time left.
@@ -251,11 +243,6 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
     recorded = [*stretches, *doubted]
     stretches, notes = _usable(recorded, "pieces of the recordings")
     note += notes
-    embedding = SpeakerEmbedding()
-    crowded = [stretch for stretch in stretches if talkers_in(stretch, embedding).several]
-    if crowded:
-        note += (f"{len(crowded)} of {len(stretches)} pieces of the recordings seem to hold several talkers: every "
-                 "voice in them is kept",)
     speech_seconds = sum(stretch.seconds_of_speech for stretch in [*stretches, *clean])
     snrs = ([stretch.snr_db for stretch in stretches if stretch.seconds_of_speech > 1]
             or [stretch.snr_db for stretch in stretches if stretch.seconds_of_speech])
@@ -275,7 +262,7 @@ def _heard(job: Job, facts: dict[str, Any], progress: Progress) -> Heard:
         raise NoSpecialist(INSUFFICIENT_DATA, f"The method {job.method_name} learns from clean speech alone, and none "
                            f"of what was given as clean is. {job.before.capitalize()} stays in use.",
                            ["record a few seconds close to the microphone in a quiet room"])
-    return Heard(stretches, clean, are_doubtful=bool(crowded))
+    return stretches, clean
 
 
 def _usable(stretches: list[Stretch], what: str) -> tuple[list[Stretch], tuple[str, ...]]:
@@ -296,8 +283,8 @@ def _usable(stretches: list[Stretch], what: str) -> tuple[list[Stretch], tuple[s
     return stretches, notes
 
 
-def _taught(job: Job, parts: dict[str, list[Stretch]], progress: Progress) -> dict[str, list[Pair]]:
-    """What the teacher takes for the speech in each stretch of each part.
+def _taught(job: Job, stretches: list[Stretch], progress: Progress) -> list[Stretch]:
+    """With what the teacher takes for the speech in each, where no other teacher has said so.
 
     Raises:
         NoSpecialist: no time left.
@@ -308,8 +295,19 @@ def _taught(job: Job, parts: dict[str, list[Stretch]], progress: Progress) -> di
 
     still_time()
     teacher = Teacher()
-    return {name: [Pair(stretch, teacher.estimate(stretch.samples, still_time) if stretch.estimate is None
-                        else stretch.estimate) for stretch in part] for name, part in parts.items()}
+    return [replace(stretch, estimate=teacher.estimate(stretch.samples, still_time)) if stretch.estimate is None
+            else stretch for stretch in stretches]
+
+
+def _on_talkers(taught: list[Stretch]) -> tuple[str, ...]:
+    """A note, where what is said in the recordings may not be the user's alone."""
+    embedding = SpeakerEmbedding()
+    pieces = [pieces_of(stretch, embedding) for stretch in taught]
+    if n_crowded := sum(talkers_in([some]).several for some in pieces):
+        return (f"{n_crowded} of {len(pieces)} pieces of the recordings seem to hold several talkers: every voice in "
+                "them is kept",)
+    return (("the recordings seem to be of several talkers, some of one and some of another: every voice in them is "
+             "kept",) if talkers_in(pieces).several else ())
 
 
 @contextmanager
