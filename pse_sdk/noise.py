@@ -4,8 +4,8 @@ Every kind of noise is an excitation (hiss, pulses, clicks, chords) whose spectr
 
     excitation [T] -> short-time spectrum [N, F] -> gain to a drawn long-term spectrum, moving in time -> noise [T]
 
-The long-term spectra are draws from the principal components of real recordings, the movements from the quantiles of
-their level swings; `noise_statistics` has both.
+The long-term spectra are draws from the principal components of real recordings (but for rumble, of which these hold
+little), the movements from the quantiles of their level swings; `noise_statistics` has both.
 """
 
 from collections.abc import Callable
@@ -93,6 +93,16 @@ def _hum(n: int, rng: np.random.Generator) -> np.ndarray:
     return _over_floor(_shape(excitation, rng, _movement(n, rng, ranks=(0.0, 0.5))), rng, above_db=(10, 40))
 
 
+def _rumble(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Inside a car, a train or a plane: a roar below some hundred hertz, above which little is left."""
+    hz = BAND_CENTRES * HZ_PER_BIN
+    highest_hz, lowest_hz = _log_uniform(rng, 80, 500), _log_uniform(rng, 20, 80)
+    level_db = -rng.uniform(6, 18) * np.log2(np.maximum(hz / highest_hz, 1))
+    level_db -= rng.uniform(0, 12) * np.log2(np.maximum(lowest_hz / hz, 1))
+    level_db = np.maximum(level_db, -rng.uniform(35, 60)) + rng.normal(0, 2.0, N_BANDS)
+    return _shape(_hiss(n, rng), rng, _movement(n, rng, ranks=(0.0, 0.5)), level_db)
+
+
 def _babble(n: int, rng: np.random.Generator) -> np.ndarray:
     """People talking: a few voices, and each again from elsewhere at another time."""
     crowd = np.zeros(n, np.float32)
@@ -153,13 +163,14 @@ def _tones(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 _KINDS: dict[str, tuple[float, Callable[[int, np.random.Generator], np.ndarray]]] = {
-    "coloured": (0.10, _coloured),
-    "modulated": (0.22, _modulated),
-    "hum": (0.12, _hum),
-    "babble": (0.14, _babble),
-    "impulsive": (0.14, _impulsive),
-    "rhythmic": (0.10, _rhythmic),
-    "rain": (0.10, _rain),
+    "coloured": (0.08, _coloured),
+    "modulated": (0.19, _modulated),
+    "hum": (0.11, _hum),
+    "rumble": (0.10, _rumble),
+    "babble": (0.13, _babble),
+    "impulsive": (0.13, _impulsive),
+    "rhythmic": (0.09, _rhythmic),
+    "rain": (0.09, _rain),
     "tones": (0.08, _tones),
 }
 NOISE_KINDS: tuple[str, ...] = tuple(_KINDS)
@@ -167,13 +178,16 @@ NOISE_KINDS: tuple[str, ...] = tuple(_KINDS)
 
 # What the kinds are made of.
 
-def _shape(samples: np.ndarray, rng: np.random.Generator, movement_db: np.ndarray | float = 0.0) -> np.ndarray:
-    """Give `samples` [T] a long-term spectrum drawn from real ones, and let it move by `movement_db` [N, bands]."""
+def _shape(samples: np.ndarray, rng: np.random.Generator, movement_db: np.ndarray | float = 0.0,
+           spectrum_db: np.ndarray | None = None) -> np.ndarray:
+    """Give `samples` [T] a long-term spectrum [bands], or one drawn from real ones, and let it move by `movement_db`
+    [N, bands]."""
     spectrum = short_time_spectrum(samples)
     power = np.add.reduceat(spectrum.real**2 + spectrum.imag**2, BAND_EDGES[:-1], axis=1).mean(0) / np.diff(BAND_EDGES)
     loudest = power.max()
     # Where the excitation has nothing, little is lifted: not more than 50 dB.
-    level_db = STATISTICS.draw_spectrum(rng) - decibels(np.maximum(power / loudest, 1e-5) * loudest)
+    wanted_db = STATISTICS.draw_spectrum(rng) if spectrum_db is None else spectrum_db
+    level_db = wanted_db - decibels(np.maximum(power / loudest, 1e-5) * loudest)
     level_db = level_db + movement_db - decibels(np.mean(10 ** (np.atleast_2d(movement_db) / 10), axis=0))
     ripple_db = np.convolve(rng.normal(0, 2.0, STFT.n_bins + 4), [0.25, 0.5, 0.75, 0.5, 0.25], "valid")
     gain_db = level_db.astype(np.float32) @ _TO_BINS + ripple_db.astype(np.float32)

@@ -6,7 +6,15 @@ import pytest
 from pse_sdk.config import STFT
 from pse_sdk.errors import SettingsError
 from pse_sdk.noise import NOISE_KINDS, foreign_noise
-from pse_sdk.noise_statistics import BAND_EDGES, N_BANDS, STATISTICS, band_power, band_statistics
+from pse_sdk.noise_statistics import (
+    BAND_CENTRES,
+    BAND_EDGES,
+    HZ_PER_BIN,
+    N_BANDS,
+    STATISTICS,
+    band_power,
+    band_statistics,
+)
 
 N_DRAWS = 12
 """The parameters of a kind are random: facts hold for the median of a dozen draws."""
@@ -79,6 +87,18 @@ def test_modulated_noise_comes_and_goes():
 def test_hum_has_spectral_lines():
     assert min(line_height_db(noise) for noise in draws("hum")) > 15
     assert max(line_height_db(noise) for noise in draws("coloured")) < 15
+
+
+def test_rumble_is_loudest_low_down_and_falls_steeply():
+    def fall_db(noise):
+        """From the loudest band below 500 Hz to 2 kHz."""
+        spectrum_db = band_statistics(noise).spectrum_db
+        hz = BAND_CENTRES * HZ_PER_BIN
+        return spectrum_db[hz < 500].max() - spectrum_db[np.abs(hz - 2000).argmin()]
+
+    rumble, steady = ([fall_db(noise) for noise in draws(kind)] for kind in ("rumble", "coloured"))
+    assert np.median(rumble) > 30 and min(rumble) > 15
+    assert np.median(steady) < 25
 
 
 def test_babble_swings_as_often_as_speech_has_syllables():
