@@ -177,7 +177,7 @@ def _enhancer(args: argparse.Namespace) -> Enhancer:
 
 def _check_replaceable(path: Path) -> None:
     """Raises SettingsError where something lies at `path` that is no model file: a recording, for one."""
-    if path.exists() and path.stat().st_size:
+    if _holds_something(path):
         try:
             read_model(path)
         except ModelFileError as error:
@@ -198,7 +198,7 @@ def _personalize(args: argparse.Namespace) -> int:
                                         seed=args.seed, steps=args.steps, on_progress=progress)
     report = enhancer.report
     assert report is not None
-    keep = not report.accepted and args.out.exists()
+    keep = not report.accepted and _holds_something(args.out)
     previous = None
     if not keep:
         try:
@@ -207,7 +207,7 @@ def _personalize(args: argparse.Namespace) -> int:
         except ModelFileError as error:
             if not report.accepted:
                 raise
-            raise ModelFileError(f"{error}; {_saved_elsewhere(enhancer, args.out.name)}") from error
+            raise ModelFileError(f"{error}; {_saved_elsewhere(enhancer)}") from error
     if args.json:
         _say(json.dumps({**report.values(), "model": str(args.out), "written": not keep,
                          "previous": str(previous) if previous else None}))
@@ -219,24 +219,28 @@ def _personalize(args: argparse.Namespace) -> int:
     return DONE if report.accepted else KEPT
 
 
+def _holds_something(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
 def _set_aside(path: Path) -> Path | None:
     """A copy of the model file at `path`, which is to be replaced: nobody compared it with the new one.
 
     Those that were set aside before stay.
     """
-    if not path.exists() or not path.stat().st_size:
+    if not _holds_something(path):
         return None
     numbers = itertools.chain([""], itertools.count(2))
     names = (path.with_name(f"{path.stem}.previous{number}{path.suffix}") for number in numbers)
-    previous = next(name for name in names if not name.exists())
+    previous = next(name for name in names if not os.path.lexists(name))
     write_whole(previous, read_model(path))
     return previous
 
 
-def _saved_elsewhere(enhancer: Enhancer, name: str) -> str:
+def _saved_elsewhere(enhancer: Enhancer) -> str:
     """Where a specialist is now that could not be written where it should go, in words."""
     try:
-        path = Path(tempfile.mkdtemp(prefix="pse-model-"), name)
+        path = Path(tempfile.mkdtemp(prefix="pse-model-"), "specialist.onnx")
         enhancer.save(path)
     except (OSError, ModelFileError) as error:
         return f"nor elsewhere ({error})"

@@ -121,10 +121,11 @@ def run_job(
             for i, sound in enumerate(sounds) for note in sound.notes]
         read, twice = _without(read, given, "recordings are given as clean, too: they count as that")
         foreign, no_noise = _without(foreign, [*read, *given], "noises are recordings of the user as well: left out")
+        talkers, no_other = _without(talkers, [*read, *given], "voices are recordings of the user as well: left out")
         read, broken = _not_too_clipped(read)
         given, also_broken = _not_too_clipped(given)
         read, cut = at_most(read, MOST_SECONDS[others])
-        settings["notes"] += [*twice, *no_noise, *broken, *also_broken, *cut]
+        settings["notes"] += [*twice, *no_noise, *no_other, *broken, *also_broken, *cut]
         estimates = [] if teacher is None else _estimates(teacher, read, deadline, on_progress)
         _remove_abandoned()
         folder, in_use = _new_folder()

@@ -123,8 +123,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         path = path.resolve()       # what a link points to is replaced, not the link
         if path.exists() and not path.is_file():
             raise ModelFileError(f"{path} is no regular file; choose another name")
-    # threads of one process, too, may write the same file
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    # threads of one process, too, may write the same file; and a name may be as long as names can be
+    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)

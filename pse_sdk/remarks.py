@@ -3,8 +3,10 @@
 import numpy as np
 
 from .config import STFT
-from .segments import LOOKED_AT_FRAMES, Stretch, first_power
+from .segments import Stretch
+from .stft import power_spectrogram
 
+LOOKED_AT_FRAMES = 8000     # the first two minutes
 NARROW_BAND_HZ, NARROW_SHARE = 6000, 1e-5       # less of the energy above it than that: nothing
 TONE_WINDOW, TONE_HOP = 2048, 1024      # samples; bins of 8 Hz, frames of 64 ms
 TONES_HZ = (125, 4000)
@@ -17,7 +19,7 @@ LEAST_MUSIC_SHARE = 0.07    # of the loud frames with two notes: speech alone ha
 
 def is_narrow(stretch: Stretch) -> bool:
     """Whether its speech ends below `NARROW_BAND_HZ`, by its first minutes."""
-    power = first_power(stretch.samples)
+    power = power_spectrogram(stretch.samples[:LOOKED_AT_FRAMES * STFT.hop_length])
     power = power[stretch.frames.speech[:len(power)] > 0.5].sum(0)
     edge = round(NARROW_BAND_HZ / STFT.sample_rate * STFT.n_fft)
     return bool(power[edge:].sum() < NARROW_SHARE * power.sum())

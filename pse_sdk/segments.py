@@ -7,9 +7,8 @@ import numpy as np
 
 from .config import STFT
 from .purification import FrameAnalysis
-from .stft import frame_power, power_spectrogram
+from .stft import frame_power
 
-LOOKED_AT_FRAMES = 8000         # the first two minutes
 PARTS = ("training", "validation", "guard")
 SHARES = (0.7, 0.15, 0.15)
 GAP_FRAMES = 31                 # half a second between parts, so that no sound is in two of them
@@ -53,11 +52,6 @@ class Stretch:
         power = frame_power(self.samples)[speech]
         noise = power / (1 + 10 ** (self.frames.snr_db[speech] / 10))
         return float(10 * np.log10((power.sum() - noise.sum() + 1e-20) / (noise.sum() + 1e-20)))
-
-
-def first_power(samples: np.ndarray) -> np.ndarray:
-    """Power spectra [N, F] of the first minutes of samples [T], for what is said of a recording."""
-    return power_spectrogram(samples[:LOOKED_AT_FRAMES * STFT.hop_length])
 
 
 def join_short(stretches: Sequence[Stretch]) -> list[Stretch]:

@@ -10,12 +10,13 @@ import onnxruntime
 from .config import MODELS
 from .model_format import read_model
 from .onnx_denoiser import open_session
-from .segments import LOOKED_AT_FRAMES, Stretch, first_power
+from .segments import Stretch
+from .stft import power_spectrogram
 
 PIECE_FRAMES, PIECE_STEP = 192, 64      # 3.07 s, what the embeddings learnt from; a new piece every second
 LEAST_SPEECH_SHARE, FEWEST_PIECES = 0.5, 12
 FARTHEST_APART = 0.24           # of one person's pieces; see `groups_apart`
-MOST_OVERLAP = 0.26             # of one person's pieces, as a mean probability
+MOST_OVERLAP = 0.4              # of one person's pieces, as a mean probability; in a living room it comes near to that
 N_ROUNDS = 20
 
 
@@ -46,9 +47,8 @@ class Talkers:
 
     @property
     def several(self) -> bool:
-        """A hint: voices that are alike are taken for one, and a few in a hundred recordings of one person in loud
-        noise for two's (benchmarks/several_talkers.py).
-        """
+        """A hint: two voices that are alike are taken for one, and somebody among many others for several
+        (benchmarks/several_talkers.py)."""
         return self.apart > FARTHEST_APART or self.overlap > MOST_OVERLAP
 
 
@@ -62,10 +62,10 @@ class Pieces:
 
 
 def pieces_of(stretch: Stretch, embedding: SpeakerEmbedding) -> Pieces:
-    """Of the first minutes of what the teacher takes for its speech, where there is such an estimate: noise hides who
-    talks, and the voices in it are not the talker's."""
-    power = first_power(stretch.samples if stretch.estimate is None else stretch.estimate)
-    speech = stretch.frames.speech[:len(power)] > 0.5
+    """Of what the teacher takes for its speech, where there is such an estimate: noise hides who talks, and the voices
+    in it are not the talker's."""
+    power = power_spectrogram(stretch.samples if stretch.estimate is None else stretch.estimate)
+    speech = stretch.frames.speech > 0.5
     starts = [start for start in range(0, len(speech) - PIECE_FRAMES + 1, PIECE_STEP)
               if speech[start:start + PIECE_FRAMES].mean() >= LEAST_SPEECH_SHARE]
     if not starts:
@@ -78,7 +78,8 @@ def talkers_in(recordings: Sequence[Pieces]) -> Talkers:
     some = [pieces for pieces in recordings if len(pieces.starts)]
     if sum(len(pieces.starts) for pieces in some) < FEWEST_PIECES:
         return Talkers()
-    starts = [pieces.starts + i * (LOOKED_AT_FRAMES + PIECE_FRAMES) for i, pieces in enumerate(some)]
+    ends = np.cumsum([pieces.starts[-1] + PIECE_FRAMES for pieces in some])
+    starts = [pieces.starts + base for pieces, base in zip(some, [0, *ends], strict=False)]
     return Talkers(groups_apart(np.concatenate([pieces.directions for pieces in some]), np.concatenate(starts)),
                    float(np.concatenate([pieces.overlap for pieces in some]).mean()))
 

@@ -144,7 +144,7 @@ def test_a_specialist_that_cannot_be_written_is_kept_elsewhere(capsys, wav, tmp_
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "out").mkdir()
     code, _, err = run(capsys, "personalize", wav, "--out", tmp_path / "out" / "me.onnx")
-    [kept] = tmp_path.glob("pse-model-*/me.onnx")
+    [kept] = tmp_path.glob("pse-model-*/specialist.onnx")
     assert code == 2 and "cannot be written" in err and f"the specialist is {kept}" in err
     assert Enhancer(kept).info == Enhancer(tiny_model).info
 
@@ -193,6 +193,24 @@ def test_a_script_sees_whether_a_specialist_replaced_the_file_that_was_there(cap
         assert run(capsys, "personalize", wav, "--start", previous, "--out", target)[0] == 0
         assert previous.read_bytes() == before
         assert (tmp_path / "me.previous2.onnx").read_bytes() == target.read_bytes()
+
+
+def test_an_empty_file_is_no_model_that_could_stay_and_a_broken_link_is_left_alone(capsys, wav, tmp_path, tiny_model,
+                                                                                   monkeypatch):
+    statuses = iter(["kept", "accepted"])
+
+    def fake(cls, recordings, **options):
+        enhancer = Enhancer(tiny_model)
+        enhancer.report = Report(next(statuses), "a verdict")
+        return enhancer
+    monkeypatch.setattr(Enhancer, "personalize", classmethod(fake))
+    target, link = tmp_path / "me.onnx", tmp_path / "me.previous.onnx"
+    target.touch()
+    link.symlink_to("nowhere")
+    assert run(capsys, "personalize", wav, "--out", target)[0] == 1
+    assert Enhancer(target).info == Enhancer(tiny_model).info
+    assert run(capsys, "personalize", wav, "--out", target)[0] == 0
+    assert link.is_symlink() and (tmp_path / "me.previous2.onnx").exists() and not (tmp_path / "nowhere").exists()
 
 
 def test_what_is_no_number_in_a_report_is_null_for_programs(capsys, wav, tmp_path, tiny_model, monkeypatch):

@@ -140,6 +140,7 @@ def test_louder_pauses_cost_in_validation_what_decibels_gain(better, start, mate
 def test_of_references_that_may_hold_other_voices_more_is_asked(better, start, material):
     gain, checks = judge(better, start, replace(material, are_doubtful=True))
     [check] = [check for check in checks if check.name == "mean_gain_db"]
+    assert "where several talk" in check.meaning
     assert check.limit == 1.0 and check.passed == (gain >= 1.0)
 
 

@@ -190,7 +190,7 @@ def test_no_size_is_no_size():
         Enhancer(size="")
 
 
-@pytest.mark.parametrize("path", ["missing/me.onnx", "file/me.onnx", "folder", "", ".", "/", "a\0b", "x" * 250])
+@pytest.mark.parametrize("path", ["missing/me.onnx", "file/me.onnx", "folder", "", ".", "/", "a\0b", "x" * 256])
 def test_a_path_that_cannot_be_written_is_a_model_file_error_and_leaves_nothing(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_bytes(b"old")
@@ -205,6 +205,12 @@ def test_a_folder_that_is_not_writable_is_a_model_file_error(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ModelFileError, match="cannot be written"):
         write_whole(tmp_path / "me.onnx", b"new")
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ("録" * 80 + ".onnx")     # 245 of 255 bytes
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

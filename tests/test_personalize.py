@@ -533,11 +533,13 @@ def test_a_recording_that_is_given_as_clean_too_is_in_one_part_only(hum, written
 
 
 @needs_models
-def test_a_recording_of_the_user_is_no_noise(hum, written):
+@pytest.mark.parametrize("name, settings", [("noise", {}), ("voices", {"others": "remove"})])
+def test_a_recording_of_the_user_is_no_noise_and_no_other_voice(hum, written, name, settings):
     other = (foreign_noise(30.0, np.random.default_rng(1), "coloured"), RATE)
-    report = Enhancer.personalize([hum], noise=[other, hum], size="tiny", budget_seconds=30).report
-    assert written == ["noise-00000.npy", "recording-00000.npy"]
-    assert any("1 of 2 noises are recordings of the user" in note for note in report.notes)
+    report = Enhancer.personalize([hum], **{name: [other, hum]}, **settings, size="tiny", budget_seconds=30).report
+    kind = name.removesuffix("s")
+    assert sorted(written) == sorted([f"{kind}-00000.npy", "recording-00000.npy"])
+    assert any(f"1 of 2 {kind}s are recordings of the user" in note for note in report.notes)
 
 
 @needs_models

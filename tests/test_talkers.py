@@ -77,8 +77,8 @@ def stretch(seconds: float, speech: float) -> Stretch:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-@pytest.mark.parametrize("seconds, speech, n_asked", [(8, 1.0, 5), (60, 0.0, 0), (30, 1.0, 27), (600, 1.0, 123)])
-def test_only_the_first_minutes_are_looked_at_if_there_is_speech_enough(seconds, speech, n_asked, at_once):
+@pytest.mark.parametrize("seconds, speech, n_asked", [(8, 1.0, 5), (60, 0.0, 0), (30, 1.0, 27), (300, 1.0, 290)])
+def test_every_second_is_looked_at_if_there_is_speech_enough(seconds, speech, n_asked, at_once):
     embedding = Counting(at_once)
     found = talkers_in([pieces_of(stretch(seconds, speech), embedding)])
     assert embedding.n_asked == n_asked

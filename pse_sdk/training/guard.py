@@ -241,7 +241,7 @@ def judge(candidate: Denoiser, start: Denoiser, material: HeldOut, seed: int = 0
                  at_least("voices_db", float(beside.mean()), LEAST_VOICES_GAIN_DB, "of that beside voices, dB"))
     return mean, (
         at_least("mean_gain_db", mean, LEAST_DOUBTFUL_GAIN_DB if material.are_doubtful else LEAST_MEAN_GAIN_DB,
-                 f"mean gain {where}, dB"), *parts,
+                 f"mean gain {where}{', more of it where several talk' if material.are_doubtful else ''}, dB"), *parts,
         at_least("sure_gain_db", lower, 0.0, "gain in all but 5 of 100 draws of the held-out segments, dB"),
         at_least("worst_tenth_db", float(gain.quantile(0.1)), limits.worst_tenth_db, "gain of the worst tenth, dB"),
         at_least("intelligibility", understood, WORST_INTELLIGIBILITY, "intelligibility in the user's noise, ESTOI"),

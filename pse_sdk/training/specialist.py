@@ -185,7 +185,7 @@ def prepare(job: Job, facts: dict[str, Any], progress: Progress = lambda *_: Non
     rng = np.random.default_rng(job.seed)
     with _beside_torch(lambda: _foreign(FOREIGN_CLIPS + JUDGING_FOREIGN_CLIPS, rng)) as being_made:
         stretches = _taught(job, stretches, progress)
-        note = _on_talkers(stretches)
+        note = _on_talkers([*stretches, *clean])
     foreign = being_made.result()
     facts["notes"] += note
     parts = split(join_short(stretches))
@@ -299,15 +299,15 @@ def _taught(job: Job, stretches: list[Stretch], progress: Progress) -> list[Stre
             else stretch for stretch in stretches]
 
 
-def _on_talkers(taught: list[Stretch]) -> tuple[str, ...]:
+def _on_talkers(recorded: list[Stretch]) -> tuple[str, ...]:
     """A note, where what is said in the recordings may not be the user's alone."""
     embedding = SpeakerEmbedding()
-    pieces = [pieces_of(stretch, embedding) for stretch in taught]
+    pieces = [pieces_of(stretch, embedding) for stretch in recorded]
     if n_crowded := sum(talkers_in([some]).several for some in pieces):
-        return (f"{n_crowded} of {len(pieces)} pieces of the recordings seem to hold several talkers: every voice in "
-                "them is kept",)
-    return (("the recordings seem to be of several talkers, some of one and some of another: every voice in them is "
-             "kept",) if talkers_in(pieces).several else ())
+        return (f"{n_crowded} of {len(pieces)} pieces of the recordings seem to hold several talkers, whose voices all "
+                "count as the user's: more gain is asked",)
+    return (("the recordings seem to be of several talkers, some of one and some of another, whose voices all count as "
+             "the user's: more gain is asked",) if talkers_in(pieces).several else ())
 
 
 @contextmanager
@@ -559,7 +559,7 @@ def _advice(facts: dict[str, Any]) -> tuple[str, ...]:
     if facts["seconds_of_noise"] < LEAST_HARVEST_SECONDS:       # training did without them
         advice.append("leave pauses of a second or two in a recording: the noise is learnt from them")
     if _is_noted(facts, "several talkers"):
-        advice.append("record one person alone: a specialist keeps every voice that it learnt from")
+        advice.append("record one person alone, away from other voices: they are learnt as the user's")
     if on_level := _advice_on_level(facts):
         advice += on_level
     elif facts["snr_db"] is not None and facts["snr_db"] < 5:
