@@ -18,6 +18,7 @@ LEAST_SPEECH_SHARE, FEWEST_PIECES = 0.5, 12
 FARTHEST_APART = 0.24           # of one person's pieces; see `groups_apart`
 MOST_OVERLAP = 0.4              # of one person's pieces, as a mean probability; in a living room it comes near to that
 N_ROUNDS = 20
+N_AT_ONCE = 64                  # pieces, which take 0.2 MB each
 
 
 class SpeakerEmbedding:
@@ -70,7 +71,10 @@ def pieces_of(stretch: Stretch, embedding: SpeakerEmbedding) -> Pieces:
               if speech[start:start + PIECE_FRAMES].mean() >= LEAST_SPEECH_SHARE]
     if not starts:
         return Pieces(np.empty((0, 1), np.float32), np.empty(0, np.float32), np.empty(0, int))
-    return Pieces(*embedding.embed(np.stack([power[start:start + PIECE_FRAMES] for start in starts])), np.array(starts))
+    found = [embedding.embed(np.stack([power[start:start + PIECE_FRAMES] for start in starts[i:i + N_AT_ONCE]]))
+             for i in range(0, len(starts), N_AT_ONCE)]
+    directions, overlap = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Pieces(directions, overlap, np.array(starts))
 
 
 def talkers_in(recordings: Sequence[Pieces]) -> Talkers:
