@@ -27,6 +27,7 @@ from pse_sdk.training.teacher import Teacher
 RESULTS = Path(__file__).resolve().parent / "results"
 TURN_SECONDS = (2.0, 10.0)
 LOUD_SNR_DB = 0.0
+ALONE = "one talker"
 
 NOTES = f"""\
 Noticed: pieces of 3 s, parted in two groups, are more alike within the groups than across, by more than
@@ -66,22 +67,21 @@ def judged(users: list[list[tuple[np.ndarray, np.ndarray]]], rng: np.random.Gene
         whole = samples[:len(samples) // STFT.hop_length * STFT.hop_length].astype(np.float32)
         return pieces_of(Stretch(whole, predictor.analyse(whole), teacher.estimate(whole)), embedding)
 
-    found: dict[str, list[Talkers]] = {}
-    alone = []
+    heard: dict[str, list[list[Pieces]]] = {}       # by kind, user by user
     for i, recordings in enumerate(users):
-        alone.append([pieces(noisy) for noisy, _ in recordings])
         for k, (noisy, speech) in enumerate(recordings):
             other = users[(i + rng.integers(1, len(users))) % len(users)]
             second = as_loud(other[k % len(other)][1], speech)
             noise, louder = noisy - speech, at_snr(noisy, speech, LOUD_SNR_DB) - speech
-            for name, talkers in (("one talker", speech), ("two in turn", in_turns(speech, second, rng)),
+            for name, talkers in ((ALONE, speech), ("two in turn", in_turns(speech, second, rng)),
                                   ("two at once", speech + second)):
-                for words, heard in ((name, talkers + noise), (f"{name}, {LOUD_SNR_DB:g} dB", talkers + louder)):
-                    found.setdefault(words, []).append(talkers_in([pieces(heard)]))
-    found["all of a user"] = [talkers_in(some) for some in alone]
-    found["all of a user but one, and one of another"] = [
-        talkers_in([*some[:-1], other[-1]]) for some in alone for other in alone if some is not other]
-    return found
+                for words, mixture in ((name, talkers + noise), (f"{name}, {LOUD_SNR_DB:g} dB", talkers + louder)):
+                    heard.setdefault(words, [[] for _ in users])[i].append(pieces(mixture))
+    alone = heard[ALONE]
+    return {**{words: [talkers_in([one]) for some in by_user for one in some] for words, by_user in heard.items()},
+            "all of a user": [talkers_in(some) for some in alone],
+            "all of a user but one, and one of another": [
+                talkers_in([*some[:-1], other[-1]]) for some in alone for other in alone if some is not other]}
 
 
 def as_loud(second: np.ndarray, first: np.ndarray) -> np.ndarray:
