@@ -11,6 +11,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +42,18 @@ def main() -> int:
     from ..errors import PseError
     from ..job import REST
     from ..model_format import write_whole
-    from .specialist import Job, personalize
+    from .specialist import Job, as_int16, personalize
     torch.set_num_threads(settings["threads"])
     torch.set_flush_denormal(True)
 
-    def samples(kind: str) -> list[np.ndarray]:
-        return [np.load(path, allow_pickle=False) for path in sorted(folder.glob(f"{kind}-*.npy"))]
+    def samples(kind: str) -> Iterator[np.ndarray]:
+        return (np.load(path, allow_pickle=False) for path in sorted(folder.glob(f"{kind}-*.npy")))
 
     start = folder / "start.onnx"
-    job = Job(recordings=samples("recording"), clean=samples("clean"), noise=samples("noise"),
+    job = Job(recordings=list(samples("recording")), clean=list(samples("clean")), noise=list(samples("noise")),
               start=start.read_bytes() if start.exists() else None,
-              others=settings["others"], voices=samples("voice"), estimates=samples("estimate"),
+              others=settings["others"], voices=list(map(as_int16, samples("voice"))),
+              estimates=list(samples("estimate")),
               method=settings["method"], size=settings["size"], deadline=settings["deadline"],
               budget_seconds=settings["budget_seconds"], seed=settings["seed"], steps=settings["steps"],
               checkpoint=None if settings["checkpoint"] is None else Path(settings["checkpoint"]),

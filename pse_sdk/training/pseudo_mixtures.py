@@ -150,24 +150,30 @@ class PseudoMixtures:
         usable = [pair for pair in pairs if pair.stretch.n_frames >= SEGMENT_FRAMES]
         silent = [method.pauses_are_silent & ~np.bool_(pair.is_true) & pauses(pair.stretch.frames) for pair in usable]
         weights = [np.where(quiet, 1.0, pair.stretch.frames.weight) for quiet, pair in zip(silent, usable, strict=True)]
-        self._noisy = torch.from_numpy(np.concatenate([pair.stretch.samples for pair in usable]))
-        self._enhanced = torch.from_numpy(np.concatenate([pair.enhanced for pair in usable]).astype(np.float32))
+        # true speech is kept once: this is most of what personalization has in memory
+        self._samples = torch.from_numpy(np.concatenate([*(pair.stretch.samples for pair in usable),
+                                                         *(pair.enhanced for pair in usable if not pair.is_true)],
+                                                        dtype=np.float32))
         self._weight = torch.from_numpy(np.concatenate(weights)).float()
-        goals = [(pair.enhanced if method.teacher_targets else pair.stretch.samples) * _gate(quiet)
-                 for quiet, pair in zip(silent, usable, strict=True)]
-        self._goal = torch.from_numpy(np.concatenate(goals).astype(np.float32))
-        starts, snr_db, true, base = [], [], [], 0
-        for pair in usable:
+        # a frame more at both ends of each recording
+        self._gain = torch.from_numpy(np.concatenate([np.pad(~quiet, 1, mode="edge") for quiet in silent])).float()
+        starts, enhanced_starts, gain_starts, snr_db, true = list[int](), list[int](), list[int](), [], []
+        base, enhanced_base = 0, sum(pair.stretch.n_frames for pair in usable)
+        for i, pair in enumerate(usable):
             stretch = pair.stretch
             for start in range(0, stretch.n_frames - SEGMENT_FRAMES + 1, 8):
                 part = Stretch(stretch.samples[start * hop:(start + SEGMENT_FRAMES) * hop],
                                stretch.frames.part(start, start + SEGMENT_FRAMES))
                 if part.seconds_of_speech >= 0.4 * SEGMENT_FRAMES * STFT.hop_seconds:
                     starts.append(base + start)
+                    enhanced_starts.append((base if pair.is_true else enhanced_base) + start)
+                    gain_starts.append(base + 2 * i + start)
                     snr_db.append(part.snr_db)
                     true.append(pair.is_true)
             base += stretch.n_frames
-        self._starts = torch.tensor(starts)
+            enhanced_base += 0 if pair.is_true else stretch.n_frames
+        self._starts, self._enhanced_starts = torch.tensor(starts), torch.tensor(enhanced_starts)
+        self._gain_starts = torch.tensor(gain_starts)
         self._snr_db = torch.tensor(snr_db, dtype=torch.float32)
         is_true = torch.tensor(true, dtype=torch.bool)
         n_true = is_true.sum()
@@ -189,7 +195,7 @@ class PseudoMixtures:
     def draw(self, n: int) -> Items:
         generator = self._generator
         pick = torch.multinomial(self._chance, n, replacement=True, generator=generator)
-        speech, enhanced, goal, weight = self._segments(pick, self._noisy, self._enhanced, self._goal)
+        speech, enhanced, goal, weight = self._segments(pick)
         remix = torch.rand(n, generator=generator) < self.method.remix_share
         speech[remix] = enhanced[remix]
         noise = self._noises.draw(n, speech.shape[1], generator)
@@ -232,7 +238,7 @@ class PseudoMixtures:
         found: list[Items] = []
         scale = torch.ones(n, 1)
         for pick, noise, share in zip(picks, noises, shares, strict=True):
-            recording, goal, weight = self._segments(pick, self._noisy, self._goal)
+            recording, _, goal, weight = self._segments(pick)
             snr_db = SNR_RANGE_DB[0] + (self._highest_snr_db(pick) - SNR_RANGE_DB[0]) * share[:, None]
             mixture = recording + noise * active_rms(recording) * 10 ** (-snr_db / 20)
             if not found:
@@ -240,12 +246,16 @@ class PseudoMixtures:
             found.append(Items(mixture * scale, goal * scale, weight))
         return Contrasts(found[0], found[1], alike)
 
-    def _segments(self, pick: Tensor, *sounds: Tensor) -> list[Tensor]:
-        """The segments `pick` [n] of each sound [n, T], and their frames' weights [n, N]: ones without purification."""
-        start, hop = self._starts[pick], STFT.hop_length
-        weight = self._weight.unfold(0, SEGMENT_FRAMES, 1)[start]
-        return [*(sound.unfold(0, SEGMENT_FRAMES * hop, hop)[start] for sound in sounds),
-                weight if self.method.purify else torch.ones_like(weight)]
+    def _segments(self, pick: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The segments `pick` [n]: as recorded, the speech in them, and what is to be made of the recording [n, T], and
+        their frames' weights [n, N]: ones without purification."""
+        hop = STFT.hop_length
+        samples = self._samples.unfold(0, SEGMENT_FRAMES * hop, hop)
+        recording, enhanced = samples[self._starts[pick]], samples[self._enhanced_starts[pick]]
+        gain = self._gain.unfold(0, SEGMENT_FRAMES + 2, 1)[self._gain_starts[pick]]
+        goal = (enhanced if self.method.teacher_targets else recording) * _gate(gain)
+        weight = self._weight.unfold(0, SEGMENT_FRAMES, 1)[self._starts[pick]]
+        return recording, enhanced, goal, weight if self.method.purify else torch.ones_like(weight)
 
     def _highest_snr_db(self, pick: Tensor) -> Tensor:
         """Of noise injected into the recordings of segments `pick` [n]. Shape: [n, 1]."""
@@ -270,10 +280,10 @@ def _to_unit_rms(mixture: Tensor) -> Tensor:
     return 1.0 / mixture.square().mean(1, keepdim=True).add(1e-12).sqrt()
 
 
-def _gate(silent: np.ndarray) -> np.ndarray:
-    """Samples' gains [N * hop]: zero in the frames that are `silent` [N], fading over a hop."""
+def _gate(gain: Tensor) -> Tensor:
+    """Samples' gains [n, N * hop] of the frames' [n, N + 2], the first and the last of which are neighbours: a change
+    takes a hop, from the middle of a frame to that of the next."""
     hop = STFT.hop_length
-    ramp = np.arange(hop, dtype=np.float32) / hop
-    gain = np.pad(1 - silent.astype(np.float32), 1, mode="edge")[:, None]
-    between = gain[:-1] * (1 - ramp) + gain[1:] * ramp      # from the middle of a frame to that of the next
-    return between.reshape(-1)[hop // 2:][:len(silent) * hop]
+    ramp = torch.arange(hop) / hop
+    between = gain[:, :-1, None] * (1 - ramp) + gain[:, 1:, None] * ramp
+    return between.flatten(1)[:, hop // 2:][:, :(gain.shape[1] - 2) * hop]

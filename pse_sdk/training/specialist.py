@@ -76,7 +76,8 @@ class WorkClock:
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for. Shape: recordings, noise, clean speech and voices are mono samples [T] at the model's rate."""
+    """What is asked for. Shape: recordings, noise, clean speech and voices are mono samples [T] at the model's rate;
+    voices may all be int16, of any level, which takes less memory."""
 
     recordings: Sequence[np.ndarray]
     method: str = "auto"
@@ -327,10 +328,10 @@ def _beside_torch(work: Callable[[], T]) -> Iterator[Future[T]]:
 
 def _foreign(n: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Noises [T] that are not the user's."""
-    return [_as_int16(foreign_noise(FOREIGN_SECONDS, rng)) for _ in range(n)]
+    return [as_int16(foreign_noise(FOREIGN_SECONDS, rng)) for _ in range(n)]
 
 
-def _as_int16(samples: np.ndarray) -> np.ndarray:
+def as_int16(samples: np.ndarray) -> np.ndarray:
     """The same sound, as loud as can be: of noises and voices many are needed, and their level is of no account."""
     return (samples * (MOST_INT16 / max(float(np.abs(samples).max()), 1e-9))).astype(np.int16)
 
@@ -518,8 +519,8 @@ def _voices(job: Job, name: str, pairs: Sequence[Pair], rng: np.random.Generator
         return None
     judging = {3: "validation", 4: "guard"}
     given = [voice for i, voice in enumerate(job.voices) if judging.get(i % 5, "training") == name]
-    made = [_as_int16(voice) for voice in others_from([pair.enhanced for pair in pairs], rng)]
-    synthetic = [_as_int16(synthetic_voice(int(VOICE_SECONDS * STFT.sample_rate), rng))
+    made = [as_int16(voice) for voice in others_from([pair.enhanced for pair in pairs], rng)]
+    synthetic = [as_int16(synthetic_voice(int(VOICE_SECONDS * STFT.sample_rate), rng))
                  for _ in range(N_SYNTHETIC_VOICES)]
     return noise_banks((made, 0.4 if given else 0.8), (synthetic, 0.2), (given, 0.4))
 
