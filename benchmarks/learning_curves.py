@@ -79,7 +79,8 @@ def _kind(row: Mapping[str, Any]) -> str:
     snrs_db, seconds = row.get("snrs_db"), row.get("mixture_seconds")
     return ((f", {snrs_db[0]:g} to {snrs_db[1]:g} dB" if snrs_db else "") + (f", {seconds:g} s" if seconds else "")
             + (", perceptual loss" if "intelligibility" in row else "")
-            + (", {} {:.0%}".format(*row["speech_share"]) if row.get("speech_share") else ""))
+            + (", {} {:.0%}".format(*row["speech_share"]) if row.get("speech_share") else "")
+            + (f", taught by {' and '.join(row['teachers'])}" if row.get("teachers") else ""))
 
 
 def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:

@@ -60,6 +60,12 @@ def test_other_shares_of_speech_are_another_curve(program):
     assert [curve.model for curve in program.curves_of("tiny", rows)] == ["tiny", "tiny, librispeech 85%"]
 
 
+def test_what_a_network_was_taught_is_another_curve(program):
+    rows = rows_of(lambda hours: 1, range(10, 210, 10))
+    rows = [{**row, "teachers": ["package", "dtln"] if row["hours"] > 150 else []} for row in rows]
+    assert [curve.model for curve in program.curves_of("tiny", rows)] == ["tiny", "tiny, taught by package and dtln"]
+
+
 def test_scores_on_other_mixtures_are_another_curve(program):
     rows = rows_of(lambda hours: 3 + 0.5 * np.log2(hours), range(10, 210, 10))
     rows = [{**row, "snrs_db": [-5, 20] if row["hours"] < 150 else [-10, 15]} for row in rows]

@@ -260,6 +260,79 @@ def test_what_disturbs_counts_as_much_as_asked(corpus, tmp_path, uninterrupted):
         train(corpus, tmp_path / "other", what="speaker_embedding", **{"disturbance-weight": 0.5})
 
 
+PEERS = """
+import numpy as np
+
+class Peer:
+    def __init__(self, name):
+        self.name = name
+        if name == "many":
+            self.enhance_batch = lambda noisy: np.zeros_like(noisy)
+
+    def enhance(self, noisy):
+        assert noisy.dtype == np.float32 and noisy.std() < 0.12     # as loud as people speak
+        if self.name == "fails":
+            raise RuntimeError("out of order")
+        return {"silent": np.zeros_like(noisy), "short": noisy[1:], "broken": noisy * np.nan}[self.name]
+
+def make(name):
+    if name == "none":
+        raise KeyError(name)
+    return Peer(name)
+"""
+
+
+@pytest.fixture
+def peers(tmp_path):
+    (tmp_path / "peers_of_test.py").write_text(PEERS)
+    return f"{tmp_path / 'peers_of_test.py'}"
+
+
+def test_teachers_are_learnt_from(corpus, tmp_path, uninterrupted, peers):
+    """One that says nothing teaches to be silent."""
+    def level_after(name, **options):
+        train(corpus, tmp_path / name, **{"peak-rate": 0.2}, **options)
+        network = build_network("tiny")
+        pretrain.set_weights(network, safetensors.load_file(tmp_path / name / "weights.safetensors"))
+        noise = torch.randn(2, 16 * STFT.hop_length, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return network(pretrain.spectrogram(noise), network.initial_state(2))[0].square().mean().item()
+
+    alone = level_after("alone")
+    silenced = level_after("silent", teacher=f"{peers}:silent", **{"teacher-share": 1.0})
+    assert silenced < 0.9 * alone
+    assert level_after("many", teacher=f"{peers}:many", **{"teacher-share": 1.0}) == silenced
+    assert level_after("unheard", teacher=f"{peers}:silent", **{"teacher-share": 0.0}) == pytest.approx(alone, rel=1e-3)
+    with pytest.raises(SettingsError, match=r"with --teacher .*:silent, not none"):
+        train(corpus, tmp_path / "silent", steps=12)
+
+
+def test_the_package_teaches_what_it_makes_of_a_mixture(uninterrupted):
+    from pse_sdk.training.distillation import Teachers
+    from pse_sdk.training.teacher import Teacher
+    noisy = torch.randn(2, 64 * STFT.hop_length, generator=torch.Generator().manual_seed(0))
+    own = Teacher()
+    with torch.no_grad():
+        spectra = pretrain.spectrogram(noisy)
+        wanted = sum(network(spectra, network.initial_state(2))[0] for network in own.networks) / 2
+    torch.testing.assert_close(Teachers(["package"]).estimate(noisy), wanted)
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("none", "no peer 'none' can be made here"), ("fails", "it failed .RuntimeError: out of order"),
+    ("short", r"it made \(4, 4095\) of \(4, 4096\)"), ("broken", "or no numbers"),
+    (None, "expected package, or FILE:NAME"), ("gone.py:x", "there is no such file")])
+def test_teachers_that_cannot_teach_are_refused(corpus, tmp_path, peers, name, why):
+    teacher = "packages" if name is None else name if ":" in name else f"{peers}:{name}"
+    with pytest.raises(SettingsError, match=f"--teacher .*{why}"):
+        train(corpus, tmp_path / "out", teacher=teacher)
+
+
+def test_only_denoisers_have_teachers(corpus, tmp_path):
+    with pytest.raises(SettingsError, match="speaker_embedding has another"):
+        train(corpus, tmp_path / "out", what="speaker_embedding", teacher="package")
+
+
 @pytest.mark.parametrize("seconds", ["0", "x", "1e9", "nan"])
 def test_mixtures_of_no_useful_length_are_refused(capsys, seconds):
     with pytest.raises(SystemExit):

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from ..errors import PseError, SettingsError
 from ..talkers import PIECE_FRAMES
 from . import processes
 from .corpus import Corpus, load_corpus
+from .distillation import PACKAGE, Teachers
 from .generated_noise import generated_noise
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
@@ -66,18 +68,28 @@ def learning_rate(step: int, n_steps: int, peak: float) -> float:
     return peak * warm_up * min(1.0, max(0.01, remaining))
 
 
-def denoising_loss(network: Denoiser, batch: Batch, disturbance_weight: float = DISTURBANCE_WEIGHT) -> Tensor:
+def denoising_loss(network: Denoiser, batch: Batch, disturbance_weight: float = DISTURBANCE_WEIGHT,
+                   teachers: Teachers | None = None, teacher_share: float = 0.0) -> Tensor:
+    """`teacher_share`: how much nearness to what `teachers` make of the mixtures counts, of nearness to the truth."""
     noisy, target = spectrogram(batch.noisy), spectrogram(batch.target)
     estimate, _ = network(noisy, network.initial_state(len(noisy)))
-    return _loss_of_estimate(estimate, target, batch.has_speech, disturbance_weight)
+    loss = _loss_of_estimate(estimate, target, batch.has_speech, disturbance_weight)
+    if teachers is None:
+        return loss
+    taught = _distance(estimate, teachers.estimate(batch.noisy), batch.has_speech)
+    return loss + teacher_share * (taught - _distance(estimate, target, batch.has_speech))
 
 
 def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor,
                       disturbance_weight: float = DISTURBANCE_WEIGHT) -> Tensor:
     """Of spectra [B, N, 2, F]."""
-    snr = negative_snr_db(estimate, target)
     heard = perceptual_loss(power(estimate), power(target), disturbance_weight)
-    return compressed_spectrum_loss(estimate, target) + ((SNR_WEIGHT * snr + heard) * has_speech).mean()
+    return _distance(estimate, target, has_speech) + (heard * has_speech).mean()
+
+
+def _distance(estimate: Tensor, target: Tensor, has_speech: Tensor) -> Tensor:
+    snr = negative_snr_db(estimate, target)
+    return compressed_spectrum_loss(estimate, target) + SNR_WEIGHT * (snr * has_speech).mean()
 
 
 def user_loss(network: UserDenoiser, batch: Batch) -> Tensor:
@@ -244,6 +256,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--disturbance-weight", type=_weight, metavar="WEIGHT", default=DISTURBANCE_WEIGHT,
                         help="of what disturbs listeners, in the loss of a denoiser: with more of it PESQ is higher, "
                              "SI-SDR lower (%(default)g)")
+    parser.add_argument("--teacher", action="append", default=[], metavar="NAME",
+                        help=f"a denoiser to learn from beside the truth: {PACKAGE}, the networks that teach "
+                             "specialists, or FILE:NAME, a peer as the benchmarks take it; give it once for each, the "
+                             "mean of them counts")
+    parser.add_argument("--teacher-share", type=_part, default=0.5, metavar="SHARE",
+                        help="of the spectrum's loss and the SNR, that is from the teachers' speech (%(default)g)")
     parser.add_argument("--peak-rate", type=_rate, default=2e-3)
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw",
                         help="muon (for matrices) learns more from a step where weights are given; try a rate of 4e-4")
@@ -269,6 +287,10 @@ def _whole(least: int) -> Callable[[str], int]:
 
 
 def _rate(text: str) -> float:
+    return _number(text, 0.0, 1.0)
+
+
+def _part(text: str) -> float:
     return _number(text, 0.0, 1.0)
 
 
@@ -343,10 +365,13 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
         if args.snrs[0] > args.snrs[1]:
             raise SettingsError(f"--snrs {args.snrs[0]:g} {args.snrs[1]:g}: expected the lower one first")
         task = replace(task, mixing=replace(task.mixing, snr_db=tuple(args.snrs)))
-    if args.disturbance_weight != DISTURBANCE_WEIGHT:
+    if args.disturbance_weight != DISTURBANCE_WEIGHT or args.teacher:
         if task.loss is not denoising_loss:
-            raise SettingsError(f"--disturbance-weight: it is of the denoisers' loss, and {args.what} has another")
-        task = replace(task, loss=lambda network, batch: denoising_loss(network, batch, args.disturbance_weight))
+            raise SettingsError("--disturbance-weight and --teacher: they are of the denoisers' loss, and "
+                                f"{args.what} has another")
+        task = replace(task, loss=partial(denoising_loss, disturbance_weight=args.disturbance_weight,
+                                          teachers=Teachers(args.teacher) if args.teacher else None,
+                                          teacher_share=args.teacher_share))
     seconds_each = task.mixing.length / STFT.sample_rate
     share, rest = divmod(args.batch, GROUP * processes.n_processes())
     if rest or not share:
@@ -370,7 +395,8 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
     settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": seconds_each,
                 "snrs": list(task.mixing.snr_db), "optimizer": args.optimizer,
                 "speech-share": args.speech_share, "generated-noise": args.generated_noise,
-                "disturbance-weight": args.disturbance_weight}
+                "disturbance-weight": args.disturbance_weight, "teacher": args.teacher,
+                "teacher-share": args.teacher_share if args.teacher else None}
     saved = processes.from_first(load_checkpoint(checkpoint) if processes.rank() == 0 else None)
     if saved is not None:
         _check_settings(checkpoint, saved["settings"], settings)
@@ -435,6 +461,7 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
             now = time.monotonic()
             row = {"step": step, "hours": round(step * hours_a_step, 4), "snrs_db": task.mixing.snr_db,
                    "mixture_seconds": round(seconds_each, 2), "speech_share": args.speech_share,
+                   "teachers": [teacher.rpartition(":")[2] for teacher in args.teacher],
                    "wall_hours": round((now - started) / 3600, 3),
                    "hours_per_hour": round(len(losses) * hours_a_step * 3600 / (now - since), 1),
                    **{k: round(v, 3) for k, v in watch.shares().items()}, "training_loss": round(mean_loss, 4),

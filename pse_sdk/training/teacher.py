@@ -56,11 +56,11 @@ class Teacher:
 
     def __init__(self) -> None:
         causal = load_network(BEST_GENERALIST, generalist(BEST_GENERALIST).with_suffix(".safetensors"))
-        self._networks = load_teacher(), causal
+        self.networks = load_teacher(), causal
 
     def estimate(self, samples: np.ndarray, on_chunks: Callable[[], None] = lambda: None) -> np.ndarray:
         """The speech [T] in samples [T] at the model's rate, time-aligned. `on_chunks`: see `estimate_speech`."""
-        speech, other = (estimate_speech(network, samples, on_chunks) for network in self._networks)
+        speech, other = (estimate_speech(network, samples, on_chunks) for network in self.networks)
         speech += other
         speech *= 0.5
         return speech
