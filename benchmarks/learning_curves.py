@@ -80,7 +80,8 @@ def _kind(row: Mapping[str, Any]) -> str:
     return ((f", {snrs_db[0]:g} to {snrs_db[1]:g} dB" if snrs_db else "") + (f", {seconds:g} s" if seconds else "")
             + (", perceptual loss" if "intelligibility" in row else "")
             + (", {} {:.0%}".format(*row["speech_share"]) if row.get("speech_share") else "")
-            + (f", taught by {' and '.join(row['teachers'])}" if row.get("teachers") else ""))
+            + (", {:.0%} taught by {}".format(row["teacher_share"], " and ".join(row["teachers"]))
+               if row.get("teachers") else ""))
 
 
 def curve_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Curve:

@@ -6,9 +6,11 @@
     peer.params             number of parameters; None or missing where nobody knows
     peer.step(frame)        one hop [hop] of float32 to the next enhanced hop; the peer keeps its own memory
     peer.enhance(noisy)     [T] at 16 kHz to [T], aligned with it
+    peer.enhance_batch(noisy)   [B, T] to [B, T]; only where a network is pre-trained with it, and may be missing
 """
 
-import importlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import sys
@@ -34,10 +36,26 @@ def make_peer(file: str | os.PathLike[str], name: str) -> Any:
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
     try:
-        return importlib.import_module(file.stem).make(name)
+        return _module(file).make(name)
     except Exception as error:      # whatever a stranger's file raises
         raise PseError(f"{file.name}: no peer {name!r} can be made here ({type(error).__name__}: {error}); "
                        "install what it needs, or leave it out (all words after --peers are names of peers)") from error
+
+
+def _module(file: Path) -> Any:
+    """Known by its whole path: two files may have one name, or that of a library."""
+    known_as = f"peers in {file}"
+    if known_as not in sys.modules:
+        loader = importlib.machinery.SourceFileLoader(known_as, str(file))
+        spec = importlib.util.spec_from_loader(known_as, loader)
+        assert spec is not None
+        sys.modules[known_as] = module = importlib.util.module_from_spec(spec)
+        try:
+            loader.exec_module(module)
+        except BaseException:
+            del sys.modules[known_as]
+            raise
+    return sys.modules[known_as]
 
 
 def make_streaming_peer(file: str | os.PathLike[str], name: str) -> Any:

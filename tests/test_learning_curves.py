@@ -62,8 +62,10 @@ def test_other_shares_of_speech_are_another_curve(program):
 
 def test_what_a_network_was_taught_is_another_curve(program):
     rows = rows_of(lambda hours: 1, range(10, 210, 10))
-    rows = [{**row, "teachers": ["package", "dtln"] if row["hours"] > 150 else []} for row in rows]
-    assert [curve.model for curve in program.curves_of("tiny", rows)] == ["tiny", "tiny, taught by package and dtln"]
+    rows = [{**row, "teachers": ["dtln", "package"] if row["hours"] > 150 else [], "teacher_share": 0.5}
+            for row in rows]
+    assert [curve.model for curve in program.curves_of("tiny", rows)] == [
+        "tiny", "tiny, 50% taught by dtln and package"]
 
 
 def test_scores_on_other_mixtures_are_another_curve(program):

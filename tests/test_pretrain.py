@@ -13,7 +13,7 @@ import soundfile
 from filelock import FileLock
 
 from pse_sdk.config import STFT
-from pse_sdk.errors import SettingsError
+from pse_sdk.errors import ModelFileError, SettingsError
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -262,6 +262,7 @@ def test_what_disturbs_counts_as_much_as_asked(corpus, tmp_path, uninterrupted):
 
 PEERS = """
 import numpy as np
+import torch
 
 class Peer:
     def __init__(self, name):
@@ -273,19 +274,27 @@ class Peer:
         assert noisy.dtype == np.float32 and noisy.std() < 0.12     # as loud as people speak
         if self.name == "fails":
             raise RuntimeError("out of order")
-        return {"silent": np.zeros_like(noisy), "short": noisy[1:], "broken": noisy * np.nan}[self.name]
+        if self.name == "careless":
+            torch.manual_seed(len(noisy))
+            noisy[:] = 0
+            return torch.from_numpy(noisy)
+        return {"silent": np.zeros_like(noisy), "short": noisy[1:], "broken": noisy * np.nan,
+                "integer": noisy.astype(np.int16), "huge": noisy.astype(float) + 1e300, "none": None,
+                "words": ["a"] * len(noisy)}[self.name]
 
 def make(name):
-    if name == "none":
+    if name == "unknown":
         raise KeyError(name)
+    if name == "careless":
+        torch.set_grad_enabled(False)
     return Peer(name)
 """
 
 
 @pytest.fixture
 def peers(tmp_path):
-    (tmp_path / "peers_of_test.py").write_text(PEERS)
-    return f"{tmp_path / 'peers_of_test.py'}"
+    (tmp_path / "json.py").write_text(PEERS)       # as a library is called, too
+    return f"{tmp_path / 'json.py'}"
 
 
 def test_teachers_are_learnt_from(corpus, tmp_path, uninterrupted, peers):
@@ -301,9 +310,12 @@ def test_teachers_are_learnt_from(corpus, tmp_path, uninterrupted, peers):
     alone = level_after("alone")
     silenced = level_after("silent", teacher=f"{peers}:silent", **{"teacher-share": 1.0})
     assert silenced < 0.9 * alone
-    assert level_after("many", teacher=f"{peers}:many", **{"teacher-share": 1.0}) == silenced
+    for name in ("many", "careless"):
+        assert level_after(name, teacher=f"{peers}:{name}", **{"teacher-share": 1.0}) == silenced
     assert level_after("unheard", teacher=f"{peers}:silent", **{"teacher-share": 0.0}) == pytest.approx(alone, rel=1e-3)
-    with pytest.raises(SettingsError, match=r"with --teacher .*:silent, not none"):
+    assert [(row["teachers"], row["teacher_share"]) for row in rows_of(tmp_path / "silent")] == (
+        [(["json.py:silent"], 1.0)] * 3)
+    with pytest.raises(SettingsError, match=r"with --teacher json.py:silent, not none"):
         train(corpus, tmp_path / "silent", steps=12)
 
 
@@ -318,14 +330,52 @@ def test_the_package_teaches_what_it_makes_of_a_mixture(uninterrupted):
     torch.testing.assert_close(Teachers(["package"]).estimate(noisy), wanted)
 
 
+def test_weights_that_pre_training_left_teach(tmp_path):
+    from pse_sdk.training.distillation import Teachers
+    network = build_network("tiny")
+    pretrain.save_weights(network, tmp_path / "weights.safetensors")
+    noisy = torch.randn(2, 64 * STFT.hop_length, generator=torch.Generator().manual_seed(0))
+    spectra = pretrain.spectrogram(noisy)
+    with torch.no_grad():
+        wanted, _ = network(spectra, network.initial_state(2))
+    torch.testing.assert_close(Teachers([f"{tmp_path / 'weights.safetensors'}:tiny"]).estimate(noisy), wanted)
+    with pytest.raises(ModelFileError, match="does not hold the weights of a small network"):
+        Teachers([f"{tmp_path / 'weights.safetensors'}:small"])
+
+
+def test_files_of_one_name_are_two_teachers(tmp_path):
+    from pse_sdk.training.distillation import Teachers
+    for name, gain in (("a", 1.0), ("b", 0.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "peers.py").write_text(f"""
+class Peer:
+    def enhance(self, noisy):
+        return noisy * {gain}
+
+def make(name):
+    return Peer()
+""")
+    noisy = torch.randn(2, 64 * STFT.hop_length, generator=torch.Generator().manual_seed(0))
+    found = Teachers([f"{tmp_path / name / 'peers.py'}:x" for name in "ab"]).estimate(noisy)
+    torch.testing.assert_close(found, 0.75 * pretrain.spectrogram(noisy))
+
+
 @pytest.mark.parametrize(("name", "why"), [
-    ("none", "no peer 'none' can be made here"), ("fails", "it failed .RuntimeError: out of order"),
-    ("short", r"it made \(4, 4095\) of \(4, 4096\)"), ("broken", "or no numbers"),
-    (None, "expected package, or FILE:NAME"), ("gone.py:x", "there is no such file")])
-def test_teachers_that_cannot_teach_are_refused(corpus, tmp_path, peers, name, why):
+    ("unknown", "no peer 'unknown' can be made here"), ("fails", "it failed .RuntimeError: out of order"),
+    ("short", r"it made \(2, 15871\) of \(2, 15872\)"), ("broken", "expected finite floats"),
+    ("integer", "it made int16 that are no samples"), ("huge", "expected finite floats"),
+    ("none", r"it made \(2,\) of"), ("words", "it failed .ValueError"), (None, "expected package, FILE"),
+    ("x.py:", "expected package, FILE"), ("gone.py:x", "there is no such file")])
+def test_teachers_that_cannot_teach_are_refused_before_anything_is_read(tmp_path, peers, name, why):
     teacher = "packages" if name is None else name if ":" in name else f"{peers}:{name}"
     with pytest.raises(SettingsError, match=f"--teacher .*{why}"):
-        train(corpus, tmp_path / "out", teacher=teacher)
+        train(tmp_path / "no corpus", tmp_path / "out", teacher=teacher)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_share_of_no_teacher_is_refused(corpus, tmp_path):
+    with pytest.raises(SettingsError, match="--teacher-share: there is no --teacher"):
+        train(corpus, tmp_path / "out", **{"teacher-share": 0.3})
 
 
 def test_only_denoisers_have_teachers(corpus, tmp_path):

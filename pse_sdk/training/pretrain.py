@@ -43,7 +43,7 @@ from ..errors import PseError, SettingsError
 from ..talkers import PIECE_FRAMES
 from . import processes
 from .corpus import Corpus, load_corpus
-from .distillation import PACKAGE, Teachers
+from .distillation import PACKAGE, WEIGHTS, Teachers, label
 from .generated_noise import generated_noise
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram, waveform
 from .mixing import GROUP, Batch, Mixer, MixingConfig
@@ -58,6 +58,7 @@ USER_SIZES = [size + USER for size in SIZES]
 AVERAGE_DECAY = 0.999
 ADAMW_DECAY, MUON_DECAY = 0.01, 0.03    # without, weights grow with Muon until outputs hang on their last bit
 MIN_FRAMES, MAX_FRAMES = 40, 4000   # of a mixture
+TEACHER_SHARE = 0.5
 SNR_WEIGHT = 0.1        # of the negative SNR in dB, beside the compressed spectrum
 
 
@@ -257,11 +258,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="of what disturbs listeners, in the loss of a denoiser: with more of it PESQ is higher, "
                              "SI-SDR lower (%(default)g)")
     parser.add_argument("--teacher", action="append", default=[], metavar="NAME",
-                        help=f"a denoiser to learn from beside the truth: {PACKAGE}, the networks that teach "
-                             "specialists, or FILE:NAME, a peer as the benchmarks take it; give it once for each, the "
-                             "mean of them counts")
-    parser.add_argument("--teacher-share", type=_part, default=0.5, metavar="SHARE",
-                        help="of the spectrum's loss and the SNR, that is from the teachers' speech (%(default)g)")
+                        help=f"a denoiser for this one to learn from beside the truth: {PACKAGE}, the networks that "
+                             f"teach specialists; FILE{WEIGHTS}:WHAT, weights that this program left; or FILE:NAME, a "
+                             "peer as for `pse benchmark --peers FILE NAME`. Give it once for each; the mean of what "
+                             "they make of a mixture counts")
+    parser.add_argument("--teacher-share", type=_part, metavar="SHARE",
+                        help="how much what the teachers made of a mixture counts, of 1 that it and the true speech "
+                             f"count together ({TEACHER_SHARE:g}); how the result sounds is compared with the truth "
+                             "alone")
     parser.add_argument("--peak-rate", type=_rate, default=2e-3)
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw",
                         help="muon (for matrices) learns more from a step where weights are given; try a rate of 4e-4")
@@ -365,13 +369,16 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
         if args.snrs[0] > args.snrs[1]:
             raise SettingsError(f"--snrs {args.snrs[0]:g} {args.snrs[1]:g}: expected the lower one first")
         task = replace(task, mixing=replace(task.mixing, snr_db=tuple(args.snrs)))
-    if args.disturbance_weight != DISTURBANCE_WEIGHT or args.teacher:
+    if args.teacher_share is not None and not args.teacher:
+        raise SettingsError("--teacher-share: there is no --teacher")
+    teacher_share = TEACHER_SHARE if args.teacher_share is None else args.teacher_share
+    changes = {"--disturbance-weight": args.disturbance_weight != DISTURBANCE_WEIGHT, "--teacher": bool(args.teacher)}
+    if changed := [name for name, is_changed in changes.items() if is_changed]:
         if task.loss is not denoising_loss:
-            raise SettingsError("--disturbance-weight and --teacher: they are of the denoisers' loss, and "
-                                f"{args.what} has another")
+            raise SettingsError(f"{changed[0]}: it is of the denoisers' loss, and {args.what} has another")
         task = replace(task, loss=partial(denoising_loss, disturbance_weight=args.disturbance_weight,
                                           teachers=Teachers(args.teacher) if args.teacher else None,
-                                          teacher_share=args.teacher_share))
+                                          teacher_share=teacher_share))
     seconds_each = task.mixing.length / STFT.sample_rate
     share, rest = divmod(args.batch, GROUP * processes.n_processes())
     if rest or not share:
@@ -395,8 +402,8 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
     settings = {"what": args.what, "seed": args.seed, "batch": args.batch, "seconds": seconds_each,
                 "snrs": list(task.mixing.snr_db), "optimizer": args.optimizer,
                 "speech-share": args.speech_share, "generated-noise": args.generated_noise,
-                "disturbance-weight": args.disturbance_weight, "teacher": args.teacher,
-                "teacher-share": args.teacher_share if args.teacher else None}
+                "disturbance-weight": args.disturbance_weight, "teacher": sorted(map(label, args.teacher)),
+                "teacher-share": teacher_share if args.teacher else None}
     saved = processes.from_first(load_checkpoint(checkpoint) if processes.rank() == 0 else None)
     if saved is not None:
         _check_settings(checkpoint, saved["settings"], settings)
@@ -461,7 +468,7 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
             now = time.monotonic()
             row = {"step": step, "hours": round(step * hours_a_step, 4), "snrs_db": task.mixing.snr_db,
                    "mixture_seconds": round(seconds_each, 2), "speech_share": args.speech_share,
-                   "teachers": [teacher.rpartition(":")[2] for teacher in args.teacher],
+                   "teachers": settings["teacher"], "teacher_share": settings["teacher-share"],
                    "wall_hours": round((now - started) / 3600, 3),
                    "hours_per_hour": round(len(losses) * hours_a_step * 3600 / (now - since), 1),
                    **{k: round(v, 3) for k, v in watch.shares().items()}, "training_loss": round(mean_loss, 4),
