@@ -201,7 +201,7 @@ class _Peer:
     process = step
 
     def start_fresh(self) -> dict[str, Any]:
-        return _start_fresh(_LOAD_PEER, str(self.file.parent), self.file.stem, self.name)
+        return _start_fresh(_LOAD_PEER, str(self.file.parent), str(self.file), self.name)
 
     def count(self) -> tuple[float | None, int | None]:
         counted = _run_fresh(["-m", "pse_sdk.peers", str(self.file), self.name])
@@ -308,9 +308,12 @@ hop_length, step = enhancer.info.hop_length, enhancer.stream(enhancer.sample_rat
 """
 
 _LOAD_PEER = """
-import importlib
+import importlib.machinery, importlib.util
 sys.path.insert(0, sys.argv[2])
-module = importlib.import_module(sys.argv[3])
+loader = importlib.machinery.SourceFileLoader("peers in a file", sys.argv[3])
+module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+sys.modules[loader.name] = module
+loader.exec_module(module)
 before_load = time.perf_counter()
 peer = module.make(sys.argv[4])
 hop_length, step = peer.hop, peer.step

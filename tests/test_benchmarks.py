@@ -206,7 +206,7 @@ def make(name):
 
 @pytest.fixture
 def peer_file(tmp_path, tiny_model):
-    path = tmp_path / f"peers_{tmp_path.name}.py"       # a module is imported once, whatever its folder
+    path = tmp_path / "our.peers.py"
     path.write_text(PEER.format(model=str(tiny_model)))
     return path
 

@@ -293,8 +293,8 @@ def make(name):
 
 @pytest.fixture
 def peers(tmp_path):
-    (tmp_path / "json.py").write_text(PEERS)       # as a library is called, too
-    return f"{tmp_path / 'json.py'}"
+    (tmp_path / "my.peers.py").write_text(PEERS)     # no name that could be imported
+    return f"{tmp_path / 'my.peers.py'}"
 
 
 def test_teachers_are_learnt_from(corpus, tmp_path, uninterrupted, peers):
@@ -314,8 +314,8 @@ def test_teachers_are_learnt_from(corpus, tmp_path, uninterrupted, peers):
         assert level_after(name, teacher=f"{peers}:{name}", **{"teacher-share": 1.0}) == silenced
     assert level_after("unheard", teacher=f"{peers}:silent", **{"teacher-share": 0.0}) == pytest.approx(alone, rel=1e-3)
     assert [(row["teachers"], row["teacher_share"]) for row in rows_of(tmp_path / "silent")] == (
-        [(["json.py:silent"], 1.0)] * 3)
-    with pytest.raises(SettingsError, match=r"with --teacher json.py:silent, not none"):
+        [(["my.peers.py:silent"], 1.0)] * 3)
+    with pytest.raises(SettingsError, match=r"with --teacher my.peers.py:silent, not none"):
         train(corpus, tmp_path / "silent", steps=12)
 
 
