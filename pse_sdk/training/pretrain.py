@@ -89,6 +89,7 @@ def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor,
 
 
 def _distance(estimate: Tensor, target: Tensor, has_speech: Tensor) -> Tensor:
+    """Of spectra [B, N, 2, F]: the part of the loss that asks nothing about listeners."""
     snr = negative_snr_db(estimate, target)
     return compressed_spectrum_loss(estimate, target) + SNR_WEIGHT * (snr * has_speech).mean()
 
