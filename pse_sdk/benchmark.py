@@ -307,6 +307,7 @@ enhancer = Enhancer(sys.argv[2])
 hop_length, step = enhancer.info.hop_length, enhancer.stream(enhancer.sample_rate).process
 """
 
+# as `peers.make_peer` does it, which cannot be asked: what this package loads would count as the peer's
 _LOAD_PEER = """
 import importlib.machinery, importlib.util
 sys.path.insert(0, sys.argv[2])

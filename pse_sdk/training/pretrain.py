@@ -74,22 +74,25 @@ def denoising_loss(network: Denoiser, batch: Batch, disturbance_weight: float = 
     """`teacher_share`: how much nearness to what `teachers` make of the mixtures counts, of nearness to the truth."""
     noisy, target = spectrogram(batch.noisy), spectrogram(batch.target)
     estimate, _ = network(noisy, network.initial_state(len(noisy)))
-    loss = _loss_of_estimate(estimate, target, batch.has_speech, disturbance_weight)
-    if teachers is None:
-        return loss
-    taught = _distance(estimate, teachers.estimate(batch.noisy), batch.has_speech)
-    return loss + teacher_share * (taught - _distance(estimate, target, batch.has_speech))
+    distance = _distance(estimate, target, batch.has_speech)
+    if teachers is not None:
+        taught = _distance(estimate, teachers.estimate(batch.noisy), batch.has_speech)
+        distance = torch.lerp(distance, taught, teacher_share)
+    return distance + _heard(estimate, target, batch.has_speech, disturbance_weight)
 
 
-def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor,
-                      disturbance_weight: float = DISTURBANCE_WEIGHT) -> Tensor:
+def _loss_of_estimate(estimate: Tensor, target: Tensor, has_speech: Tensor) -> Tensor:
     """Of spectra [B, N, 2, F]."""
-    heard = perceptual_loss(power(estimate), power(target), disturbance_weight)
-    return _distance(estimate, target, has_speech) + (heard * has_speech).mean()
+    return _distance(estimate, target, has_speech) + _heard(estimate, target, has_speech, DISTURBANCE_WEIGHT)
+
+
+def _heard(estimate: Tensor, target: Tensor, has_speech: Tensor, disturbance_weight: float) -> Tensor:
+    """Of spectra [B, N, 2, F]: the part of the loss that is what listeners say."""
+    return (perceptual_loss(power(estimate), power(target), disturbance_weight) * has_speech).mean()
 
 
 def _distance(estimate: Tensor, target: Tensor, has_speech: Tensor) -> Tensor:
-    """Of spectra [B, N, 2, F]: the part of the loss that asks nothing about listeners."""
+    """Of spectra [B, N, 2, F]: the other part."""
     snr = negative_snr_db(estimate, target)
     return compressed_spectrum_loss(estimate, target) + SNR_WEIGHT * (snr * has_speech).mean()
 
@@ -263,11 +266,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                              f"teach specialists; FILE{WEIGHTS}:WHAT, weights that this program left; or FILE:NAME, a "
                              "peer as for `pse benchmark --peers FILE NAME`. Give it once for each; the mean of what "
                              "they make of a mixture counts")
-    parser.add_argument("--teacher-share", type=_part, metavar="SHARE",
+    parser.add_argument("--teacher-share", type=_fraction, metavar="SHARE",
                         help="how much what the teachers made of a mixture counts, of 1 that it and the true speech "
                              f"count together ({TEACHER_SHARE:g}); how the result sounds is compared with the truth "
                              "alone")
-    parser.add_argument("--peak-rate", type=_rate, default=2e-3)
+    parser.add_argument("--peak-rate", type=_fraction, default=2e-3)
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw",
                         help="muon (for matrices) learns more from a step where weights are given; try a rate of 4e-4")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu",
@@ -291,11 +294,7 @@ def _whole(least: int) -> Callable[[str], int]:
     return whole
 
 
-def _rate(text: str) -> float:
-    return _number(text, 0.0, 1.0)
-
-
-def _part(text: str) -> float:
+def _fraction(text: str) -> float:
     return _number(text, 0.0, 1.0)
 
 
@@ -373,13 +372,13 @@ def _train(args: argparse.Namespace, device: torch.device, locks: ExitStack) -> 
     if args.teacher_share is not None and not args.teacher:
         raise SettingsError("--teacher-share: there is no --teacher")
     teacher_share = TEACHER_SHARE if args.teacher_share is None else args.teacher_share
-    changes = {"--disturbance-weight": args.disturbance_weight != DISTURBANCE_WEIGHT, "--teacher": bool(args.teacher)}
-    if changed := [name for name, is_changed in changes.items() if is_changed]:
-        if task.loss is not denoising_loss:
-            raise SettingsError(f"{changed[0]}: it is of the denoisers' loss, and {args.what} has another")
+    if task.loss is denoising_loss:
         task = replace(task, loss=partial(denoising_loss, disturbance_weight=args.disturbance_weight,
                                           teachers=Teachers(args.teacher) if args.teacher else None,
                                           teacher_share=teacher_share))
+    elif args.teacher or args.disturbance_weight != DISTURBANCE_WEIGHT:
+        raise SettingsError(f"{'--teacher' if args.teacher else '--disturbance-weight'}: it is of the denoisers' loss, "
+                            f"and {args.what} has another")
     seconds_each = task.mixing.length / STFT.sample_rate
     share, rest = divmod(args.batch, GROUP * processes.n_processes())
     if rest or not share:
