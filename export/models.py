@@ -24,9 +24,9 @@ from pse_sdk.config import SIZES
 from pse_sdk.errors import PseError, SettingsError
 from pse_sdk.model_format import ModelInfo, write_whole
 from pse_sdk.onnx_denoiser import OnnxDenoiser
-from pse_sdk.training.network import Denoiser, load_network, load_weights
+from pse_sdk.training.network import Denoiser, load_network, load_weights, save_weights
 from pse_sdk.training.onnx_export import export_model
-from pse_sdk.training.pretrain import load_checkpoint, save_weights
+from pse_sdk.training.run_folder import RunFolder
 from pse_sdk.training.snr_network import SnrPredictor, export_predictor
 from pse_sdk.training.speaker_network import SpeakerNetwork, export_embedding
 from pse_sdk.training.specialist import interpolate
@@ -122,7 +122,7 @@ def read_run(folder: Path) -> tuple[str, dict[str, Any]]:
         SettingsError: that cannot be found out.
     """
     try:
-        checkpoint = load_checkpoint(folder / "checkpoint.pt")
+        checkpoint = RunFolder(folder).checkpoint()
         if checkpoint is None:
             raise FileNotFoundError("there is no checkpoint.pt")
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]

@@ -12,8 +12,7 @@ from pse_sdk.onnx_denoiser import OnnxDenoiser
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 from pse_sdk.training import onnx_export  # noqa: E402
-from pse_sdk.training.network import load_network  # noqa: E402
-from pse_sdk.training.pretrain import save_weights  # noqa: E402
+from pse_sdk.training.network import load_network, save_weights  # noqa: E402
 
 PROGRAM = Path(__file__).parent.parent / "export" / "models.py"
 

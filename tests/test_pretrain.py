@@ -19,8 +19,9 @@ torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 from pse_sdk.training import pretrain  # noqa: E402
 from pse_sdk.training.corpus import _held_out  # noqa: E402
+from pse_sdk.training.losses import spectrogram  # noqa: E402
 from pse_sdk.training.mixing import Mixer, MixingConfig  # noqa: E402
-from pse_sdk.training.network import build_network  # noqa: E402
+from pse_sdk.training.network import build_network, save_weights, set_weights  # noqa: E402
 from pse_sdk.training.snr_network import SnrPredictor  # noqa: E402
 
 RATE = STFT.sample_rate
@@ -185,7 +186,7 @@ def test_a_mixture_lasts_as_long_as_asked(corpus, tmp_path):
 def test_a_run_begins_with_given_weights(corpus, tmp_path, checkpoint):
     begun_with = build_network("tiny")
     start = tmp_path / "start.safetensors"
-    pretrain.save_weights(begun_with, start)
+    save_weights(begun_with, start)
     train(corpus, tmp_path / "out", steps=1, **{"start-weights": start, "peak-rate": 1e-9})
     weights = weights_of(tmp_path / "out")
     for name, value in begun_with.state_dict().items():
@@ -194,7 +195,7 @@ def test_a_run_begins_with_given_weights(corpus, tmp_path, checkpoint):
 
 def test_a_run_that_goes_on_says_that_it_has_its_own_weights(corpus, tmp_path, checkpoint, uninterrupted, capsys):
     shutil.copy(checkpoint, tmp_path)
-    pretrain.save_weights(build_network("tiny"), tmp_path / "start.safetensors")
+    save_weights(build_network("tiny"), tmp_path / "start.safetensors")
     train(corpus, tmp_path, **{"start-weights": tmp_path / "start.safetensors"})
     assert "--start-weights counted when it was begun" in capsys.readouterr().out
     assert identical(weights_of(tmp_path), uninterrupted[0])
@@ -242,7 +243,7 @@ def test_a_share_for_a_corpus_that_is_not_there_is_refused(corpus, tmp_path):
 def test_weights_that_do_not_fit_are_refused(corpus, tmp_path, content):
     start = tmp_path / "start.safetensors"
     if content == "small":
-        pretrain.save_weights(build_network(content), start)
+        save_weights(build_network(content), start)
     elif content:
         start.write_bytes(content)
     why = "of another network: .* expected .*; give those of the same" if content == "small" else "cannot be read"
@@ -302,10 +303,10 @@ def test_teachers_are_learnt_from(corpus, tmp_path, uninterrupted, peers):
     def level_after(name, **options):
         train(corpus, tmp_path / name, **{"peak-rate": 0.2}, **options)
         network = build_network("tiny")
-        pretrain.set_weights(network, safetensors.load_file(tmp_path / name / "weights.safetensors"))
+        set_weights(network, safetensors.load_file(tmp_path / name / "weights.safetensors"))
         noise = torch.randn(2, 16 * STFT.hop_length, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            return network(pretrain.spectrogram(noise), network.initial_state(2))[0].square().mean().item()
+            return network(spectrogram(noise), network.initial_state(2))[0].square().mean().item()
 
     alone = level_after("alone")
     silenced = level_after("silent", teacher=f"{peers}:silent", **{"teacher-share": 1.0})
@@ -325,7 +326,7 @@ def test_the_package_teaches_what_it_makes_of_a_mixture(uninterrupted):
     noisy = torch.randn(2, 64 * STFT.hop_length, generator=torch.Generator().manual_seed(0))
     own = Teacher()
     with torch.no_grad():
-        spectra = pretrain.spectrogram(noisy)
+        spectra = spectrogram(noisy)
         wanted = sum(network(spectra, network.initial_state(2))[0] for network in own.networks) / 2
     torch.testing.assert_close(Teachers(["package"]).estimate(noisy), wanted)
 
@@ -333,9 +334,9 @@ def test_the_package_teaches_what_it_makes_of_a_mixture(uninterrupted):
 def test_weights_that_pre_training_left_teach(tmp_path):
     from pse_sdk.training.distillation import Teachers
     network = build_network("tiny")
-    pretrain.save_weights(network, tmp_path / "weights.safetensors")
+    save_weights(network, tmp_path / "weights.safetensors")
     noisy = torch.randn(2, 64 * STFT.hop_length, generator=torch.Generator().manual_seed(0))
-    spectra = pretrain.spectrogram(noisy)
+    spectra = spectrogram(noisy)
     with torch.no_grad():
         wanted, _ = network(spectra, network.initial_state(2))
     torch.testing.assert_close(Teachers([f"{tmp_path / 'weights.safetensors'}:tiny"]).estimate(noisy), wanted)
@@ -357,7 +358,7 @@ def make(name):
 """)
     noisy = torch.randn(2, 64 * STFT.hop_length, generator=torch.Generator().manual_seed(0))
     found = Teachers([f"{tmp_path / name / 'peers.py'}:x" for name in "ab"]).estimate(noisy)
-    torch.testing.assert_close(found, 0.75 * pretrain.spectrogram(noisy))
+    torch.testing.assert_close(found, 0.75 * spectrogram(noisy))
 
 
 @pytest.mark.parametrize(("name", "why"), [
@@ -508,7 +509,7 @@ def test_two_runs_into_one_folder_are_refused(corpus, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_weights_may_be_read_by_everybody_the_umask_lets(tmp_path):
-    pretrain.save_weights(torch.nn.Linear(2, 2), tmp_path / "weights.safetensors")
+    save_weights(torch.nn.Linear(2, 2), tmp_path / "weights.safetensors")
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -624,7 +625,7 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_a_hundredth(n_steps):
 
 def test_saving_weights_fails_without_losing_the_old_ones(monkeypatch, tmp_path):
     network, path = torch.nn.Linear(2, 2), tmp_path / "weights.safetensors"
-    pretrain.save_weights(network, path)
+    save_weights(network, path)
 
     def fail(path, content):
         with path.open("wb") as file:
@@ -633,5 +634,5 @@ def test_saving_weights_fails_without_losing_the_old_ones(monkeypatch, tmp_path)
 
     monkeypatch.setattr(type(path), "write_bytes", fail)
     with pytest.raises(OSError, match="No space"):
-        pretrain.save_weights(torch.nn.Linear(2, 2), path)
+        save_weights(torch.nn.Linear(2, 2), path)
     assert identical(safetensors.load_file(path), dict(network.state_dict()))

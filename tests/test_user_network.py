@@ -11,9 +11,9 @@ from pse_sdk.errors import ModelFileError  # noqa: E402
 from pse_sdk.training import specialist, user_network  # noqa: E402
 from pse_sdk.training.losses import spectrogram  # noqa: E402
 from pse_sdk.training.mixing import Batch, active_rms  # noqa: E402
-from pse_sdk.training.network import load_network  # noqa: E402
-from pse_sdk.training.pretrain import evaluate_users, save_weights, user_loss  # noqa: E402
+from pse_sdk.training.network import load_network, save_weights  # noqa: E402
 from pse_sdk.training.pseudo_mixtures import METHODS  # noqa: E402
+from pse_sdk.training.tasks import evaluate_users, user_loss  # noqa: E402
 from pse_sdk.training.user_network import (  # noqa: E402
     HEARD_SECONDS,
     N_TOLD,

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..config import STFT
@@ -102,6 +102,14 @@ def set_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} is {'not there' if found is None else found}, expected "
                              f"{'none of that name' if expected is None else expected}")
     network.load_state_dict(weights)
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """The parameters as safetensors, written whole or not at all."""
+    partial = path.with_suffix(".partial")
+    # not `save_file`, whose files nobody else may read
+    partial.write_bytes(save({name: value.detach().contiguous() for name, value in network.state_dict().items()}))
+    partial.replace(path)
 
 
 def band_matrix(n_bands: int, n_bins: int) -> Tensor:
