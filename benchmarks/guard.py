@@ -29,17 +29,15 @@ from user_scores import digest_of_package, read
 from pse_sdk.config import SIZES, STFT
 from pse_sdk.tables import environment, environment_line, format_table, write_results
 from pse_sdk.training.guard import Score, gains_db
+from pse_sdk.training.job import Job, NoSpecialist
+from pse_sdk.training.material import Material, prepare
 from pse_sdk.training.network import Denoiser
 from pse_sdk.training.specialist import (
     RETREATS,
-    Job,
-    Material,
-    NoSpecialist,
     interpolate,
     judge_retreating,
     load_generalist,
     network_before_training,
-    prepare,
     train,
 )
 

@@ -63,18 +63,11 @@ from pse_sdk.report import ACCEPTED
 from pse_sdk.tables import environment, environment_line, write_results
 from pse_sdk.training.fit import Fit
 from pse_sdk.training.guard import Score, enhance_batch
+from pse_sdk.training.job import Job, NoSpecialist
+from pse_sdk.training.material import Material, prepare
 from pse_sdk.training.network import Denoiser, build_network
 from pse_sdk.training.pseudo_mixtures import AUTO, METHODS, Method
-from pse_sdk.training.specialist import (
-    Job,
-    Material,
-    NoSpecialist,
-    choose,
-    load_generalist,
-    network_before_training,
-    prepare,
-    train,
-)
+from pse_sdk.training.specialist import choose, load_generalist, network_before_training, train
 from pse_sdk.training.teacher import Teacher
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -24,9 +24,11 @@ from pse_sdk.training.guard import (
     perceived_gains,
     si_sdr_db,
 )
+from pse_sdk.training.job import Job, NoSpecialist
+from pse_sdk.training.material import Material, _moods, _voices, noise_banks
 from pse_sdk.training.network import build_network
 from pse_sdk.training.pseudo_mixtures import Items, Method, NoiseBank, NoiseBanks, Pair
-from pse_sdk.training.specialist import Job, judge_retreating
+from pse_sdk.training.specialist import judge_retreating
 
 N_FRAMES = 1200
 
@@ -213,7 +215,7 @@ def test_a_specialist_goes_most_of_the_way_to_the_trained_weights(start, better,
     def score(network):
         return float(next(network.parameters()).sub(next(start.parameters())).abs().sum())
 
-    chosen = specialist.choose(Job([], size="tiny", **settings), specialist.Material(None, material, material), score,
+    chosen = specialist.choose(Job([], size="tiny", **settings), Material(None, material, material), score,
                                start, Fit(better, 1.0, 5, 1.0, ()), facts)
     assert facts["mix"] == share
     for value, a, b in zip(chosen.parameters(), start.parameters(), better.parameters(), strict=True):
@@ -242,7 +244,7 @@ def test_what_cannot_be_exported_is_tried_nearer_to_the_start(start, better, mon
     facts = {"gain_db": 0.0, "mix": 0.7, "checks": (), "seconds_recorded": 60.0}
     args = Job([], size="tiny"), argparse.Namespace(guard=None), start, better, facts
     if share is None:
-        with pytest.raises(specialist.NoSpecialist, match="could not be exported .*7e-4"):
+        with pytest.raises(NoSpecialist, match="could not be exported .*7e-4"):
             specialist._export(*args)
         return
     assert specialist._export(*args) == facts["gain_db"] == len(heard)
@@ -257,7 +259,7 @@ def test_some_of_the_voices_that_are_given_only_judge():
     job = Job([], others="remove", voices=voices)
     ones = np.ones(N_FRAMES)
     pair = Pair(Stretch(voice(N_FRAMES * STFT.hop_length, 0), FrameAnalysis(ones, ones, ones)), voices[0])
-    heard = {name: specialist._voices(job, name, [pair], rng) for name in ("training", "validation", "guard")}
+    heard = {name: _voices(job, name, [pair], rng) for name in ("training", "validation", "guard")}
     found = {name: sorted({int(v) for v in voices.banks[-1].clips.samples.unique() if v})
              for name, voices in heard.items()}
     assert found == {"training": [1, 2, 3, 6, 7, 8], "validation": [4, 9], "guard": [5, 10]}
@@ -267,10 +269,10 @@ def test_where_voices_are_removed_the_users_own_in_another_mood_is_to_be_kept():
     ones, rng = np.ones(N_FRAMES), np.random.default_rng(0)
     pair = Pair(Stretch(np.zeros(N_FRAMES * STFT.hop_length, np.float32), FrameAnalysis(ones, ones, ones)),
                 voice(N_FRAMES * STFT.hop_length, 0))
-    assert specialist._moods(Job([]), [pair], rng) == []
-    moods = specialist._moods(Job([], others="remove"), [pair], rng)
+    assert _moods(Job([]), [pair], rng) == []
+    moods = _moods(Job([], others="remove"), [pair], rng)
     assert moods and all(np.abs(mood).max() > 0 for mood in moods)
-    noises = specialist.noise_banks(([rng.standard_normal(16_000).astype(np.float32)], 1.0))
+    noises = noise_banks(([rng.standard_normal(16_000).astype(np.float32)], 1.0))
     with_moods, without = (held_out([pair], noises, noises, noises, some, most_segments=4, seed=0)
                            for some in (moods, ()))
     whole = [mood for mood in moods if len(mood) >= with_moods.clean.shape[1]]

@@ -17,7 +17,8 @@ pytest.importorskip("scipy")
 from pse_sdk.config import STFT  # noqa: E402
 from pse_sdk.report import KEPT  # noqa: E402
 from pse_sdk.training.fit import Fit  # noqa: E402
-from pse_sdk.training.specialist import NoSpecialist, load_generalist  # noqa: E402
+from pse_sdk.training.job import NoSpecialist  # noqa: E402
+from pse_sdk.training.specialist import load_generalist  # noqa: E402
 
 RATE = 16_000
 

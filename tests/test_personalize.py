@@ -95,14 +95,15 @@ def test_recordings_without_speech_leave_the_generalist(hum):
 @needs_models
 def test_advice_begins_with_what_kept_speech_from_being_heard(hum, monkeypatch):
     pytest.importorskip("torch")
-    from pse_sdk.training import specialist
-    monkeypatch.setattr(specialist, "is_narrow", lambda stretch: stretch.seconds < 12)
-    monkeypatch.setattr(specialist, "holds_music", lambda stretch: True)
-    clock = specialist.WorkClock()
-    clipped = specialist.Job([hum[0], hum[0][:10 * RATE]], deadline=clock.now() + 100, clock=clock,
-                             notes=("recording 1: clipped: 2 %",))
-    with pytest.raises(specialist.NoSpecialist) as refused:
-        specialist._heard(clipped, {}, lambda *_: None)
+    from pse_sdk.training import material
+    from pse_sdk.training.job import Job, NoSpecialist, WorkClock
+    monkeypatch.setattr(material, "is_narrow", lambda stretch: stretch.seconds < 12)
+    monkeypatch.setattr(material, "holds_music", lambda stretch: True)
+    clock = WorkClock()
+    clipped = Job([hum[0], hum[0][:10 * RATE]], deadline=clock.now() + 100, clock=clock,
+                  notes=("recording 1: clipped: 2 %",))
+    with pytest.raises(NoSpecialist) as refused:
+        material._heard(clipped, {}, lambda *_: None)
     advice = refused.value.verdict["advice"]
     assert [next(word for word in ("level", "telephone", "music", "minutes") if word in line) for line in advice] == [
         "level", "telephone", "music", "minutes"]
@@ -112,24 +113,25 @@ class Heard:
     """What `_heard` makes of recordings that are all speech at 10 dB, as long as they say."""
 
     def __init__(self, monkeypatch, *seconds: float, clean: float = 0.0, **flags):
-        specialist = pytest.importorskip("pse_sdk.training.specialist")
+        material = pytest.importorskip("pse_sdk.training.material")
         from pse_sdk.purification import FrameAnalysis
         from pse_sdk.segments import Stretch
+        from pse_sdk.training.job import Job
 
         def stretch(samples, predictor, estimate=None):
             whole = samples[:len(samples) // 256 * 256]
             snr_db = 30.0 if whole[0] > 0.4 else 10.0
             return Stretch(whole, FrameAnalysis(*(np.full(len(whole) // 256, value) for value in (1.0, 0.9, snr_db))))
 
-        monkeypatch.setattr(specialist, "_stretch", stretch)
+        monkeypatch.setattr(material, "_stretch", stretch)
         for name in ("is_narrow", "holds_music"):
-            monkeypatch.setattr(specialist, name, lambda stretch, name=name: flags.get(name, 0) * RATE ==
+            monkeypatch.setattr(material, name, lambda stretch, name=name: flags.get(name, 0) * RATE ==
                                 len(stretch.samples))
         given = [np.full(round(length * RATE), level, np.float32) for length, level in
                  [*((one, 0.1) for one in seconds), *([(clean, 0.5)] if clean else [])]]
-        job = specialist.Job(given[:len(seconds)], clean=given[len(seconds):], deadline=np.inf)
+        job = Job(given[:len(seconds)], clean=given[len(seconds):], deadline=np.inf)
         self.facts = {}
-        self.noisy, self.clean = specialist._heard(job, self.facts, lambda *_: None)
+        self.noisy, self.clean = material._heard(job, self.facts, lambda *_: None)
 
 
 @needs_models
@@ -141,13 +143,13 @@ def test_what_is_no_plain_speech_of_the_user_is_left_out(monkeypatch, flag, word
     assert about_clean.startswith("1 of 1 recordings given as clean hold ") and words in about_clean
     assert about_noisy.startswith("1 of 2 pieces of the recordings hold ") and "left out" in about_noisy
     assert (found.facts["seconds_recorded"], found.facts["seconds_of_speech"]) == (48.0, 32.0)
-    from pse_sdk.training.specialist import _advice
-    assert any(words in line for line in _advice({**found.facts, "seconds_of_noise": 60}))
+    from pse_sdk.training.advice import advice_on
+    assert any(words in line for line in advice_on({**found.facts, "seconds_of_noise": 60}))
 
 
 @needs_models
 def test_seconds_of_speech_are_of_recordings_and_clean_speech(monkeypatch):
-    from pse_sdk.training.specialist import NoSpecialist
+    from pse_sdk.training.job import NoSpecialist
     found = Heard(monkeypatch, 16, clean=32)
     assert [found.facts[f"seconds_{what}"] for what in ("recorded", "of_clean", "of_speech")] == [16.0, 32.0, 48.0]
     with pytest.raises(NoSpecialist, match="Only 16 s of speech that can be used in 16 s of recordings"):
@@ -610,15 +612,16 @@ def test_a_pipe_in_the_place_of_an_abandoned_job_is_left_alone(temporary_files):
 
 @needs_models
 def test_many_short_messages_are_learnt_from_and_one_is_too_short(reader_recordings, monkeypatch):
-    from pse_sdk.training import specialist
+    from pse_sdk.training import material
+    from pse_sdk.training.job import Job, NoSpecialist
     length = int(2.5 * RATE)
     messages = [samples[start:start + length] for samples, _ in reader_recordings
                 for start in range(0, len(samples) - length, length)]
-    material = specialist.prepare(specialist.Job(messages, deadline=time.monotonic() + 100), {})
-    assert material.mixtures.n_segments > len(messages) and material.guard.n_segments >= 2
-    monkeypatch.setattr(specialist, "LEAST_SPEECH_SECONDS", 0.5)
-    with pytest.raises(specialist.NoSpecialist, match="too little speech in one piece"):
-        specialist.prepare(specialist.Job(messages[1:2], deadline=time.monotonic() + 100), {})
+    found = material.prepare(Job(messages, deadline=time.monotonic() + 100), {})
+    assert found.mixtures.n_segments > len(messages) and found.guard.n_segments >= 2
+    monkeypatch.setattr(material, "LEAST_SPEECH_SECONDS", 0.5)
+    with pytest.raises(NoSpecialist, match="too little speech in one piece"):
+        material.prepare(Job(messages[1:2], deadline=time.monotonic() + 100), {})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX locks")
@@ -737,20 +740,22 @@ def test_where_several_talk_the_report_says_so_and_the_specialist_is_doubted(mon
     from pse_sdk.purification import FrameAnalysis
     from pse_sdk.segments import Stretch
     from pse_sdk.talkers import Talkers
-    from pse_sdk.training import specialist
+    from pse_sdk.training import material
+    from pse_sdk.training.advice import advice_on
+    from pse_sdk.training.job import Job
     answers = iter([*several, together])
-    monkeypatch.setattr(specialist, "pieces_of", lambda stretch, embedding: stretch)
-    monkeypatch.setattr(specialist, "talkers_in", lambda pieces: Talkers(overlap=float(next(answers))))
+    monkeypatch.setattr(material, "pieces_of", lambda stretch, embedding: stretch)
+    monkeypatch.setattr(material, "talkers_in", lambda pieces: Talkers(overlap=float(next(answers))))
     samples = np.random.default_rng(0).standard_normal(32 * RATE).astype(np.float32) * 0.1
     frames = np.tile(np.repeat([1.0, 0.0], 50), 20)     # speech and pauses of 0.8 s each
     frames = FrameAnalysis(frames, frames, np.full(len(frames), 20.0))
-    monkeypatch.setattr(specialist, "_stretch", lambda samples, *_: Stretch(samples, frames, samples * 0.9))
-    job = specialist.Job([samples] * 3, deadline=time.monotonic() + 100)
+    monkeypatch.setattr(material, "_stretch", lambda samples, *_: Stretch(samples, frames, samples * 0.9))
+    job = Job([samples] * 3, deadline=time.monotonic() + 100)
     facts = {}
-    material = specialist.prepare(job, facts)
-    assert material.guard.are_doubtful == material.validation.are_doubtful == bool(words)
+    found = material.prepare(job, facts)
+    assert found.guard.are_doubtful == found.validation.are_doubtful == bool(words)
     assert [note for note in facts["notes"] if words and note.startswith(words)] == list(facts["notes"])
-    assert any("alone" in advice for advice in specialist._advice(facts)) == bool(words)
+    assert any("alone" in advice for advice in advice_on(facts)) == bool(words)
 
 
 @needs_models
@@ -763,6 +768,6 @@ def test_a_start_of_another_size_is_refused(hum):
                                           (("noise 1: clipped: 47.1% of the samples",), "closer to the microphone"),
                                           ((), "closer to the microphone")])
 def test_clipped_recordings_are_not_told_to_come_closer(notes, words):
-    from pse_sdk.training.specialist import _advice
-    [advice] = _advice({"seconds_of_speech": 300, "seconds_of_noise": 60, "snr_db": 2.0, "notes": notes})
+    from pse_sdk.training.advice import advice_on
+    [advice] = advice_on({"seconds_of_speech": 300, "seconds_of_noise": 60, "snr_db": 2.0, "notes": notes})
     assert words in advice

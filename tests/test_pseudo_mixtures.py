@@ -9,6 +9,7 @@ from pse_sdk.config import STFT
 from pse_sdk.purification import FrameAnalysis
 from pse_sdk.segments import Stretch
 from pse_sdk.training.corpus import Bank
+from pse_sdk.training.material import LEAST_CLIP, noise_banks
 from pse_sdk.training.pseudo_mixtures import (
     CLEAN_BESIDE_VOICES,
     METHODS,
@@ -19,7 +20,6 @@ from pse_sdk.training.pseudo_mixtures import (
     Pair,
     PseudoMixtures,
 )
-from pse_sdk.training.specialist import LEAST_CLIP, noise_banks
 
 N_FRAMES = 3 * SEGMENT_FRAMES
 

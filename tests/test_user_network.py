@@ -8,11 +8,13 @@ import pytest
 torch = pytest.importorskip("torch")
 from pse_sdk.config import MODELS, STFT  # noqa: E402
 from pse_sdk.errors import ModelFileError  # noqa: E402
-from pse_sdk.training import specialist, user_network  # noqa: E402
+from pse_sdk.segments import Stretch  # noqa: E402
+from pse_sdk.training import material, user_network  # noqa: E402
+from pse_sdk.training.job import Job  # noqa: E402
 from pse_sdk.training.losses import spectrogram  # noqa: E402
 from pse_sdk.training.mixing import Batch, active_rms  # noqa: E402
 from pse_sdk.training.network import load_network, save_weights  # noqa: E402
-from pse_sdk.training.pseudo_mixtures import METHODS  # noqa: E402
+from pse_sdk.training.pseudo_mixtures import METHODS, Pair  # noqa: E402
 from pse_sdk.training.tasks import evaluate_users, user_loss  # noqa: E402
 from pse_sdk.training.user_network import (  # noqa: E402
     HEARD_SECONDS,
@@ -153,13 +155,13 @@ def test_a_size_without_such_weights_has_none_and_damaged_ones_are_refused(monke
     ("pseudose", "keep", False, False), ("pseudose", "remove", False, True),
     ("pseudose-from-random", "remove", False, False)])
 def test_a_specialist_begins_where_its_user_is_known(monkeypatch, network, method, others, goes_on, begins):
-    monkeypatch.setattr(specialist, "load_user_network", lambda size: network)
-    job = specialist.Job([], method=method, size="tiny", others=others, start=b"a model" if goes_on else None)
+    monkeypatch.setattr(material, "load_user_network", lambda size: network)
+    job = Job([], method=method, size="tiny", others=others, start=b"a model" if goes_on else None)
     assert job.training_method is METHODS["teacher" if method == "auto" else method]
     rng = np.random.default_rng(0)
     speech, noise = rng.standard_normal((2, PIECE)).astype(np.float32)
-    pair = specialist.Pair(specialist.Stretch(speech + noise, None), speech)
-    first = specialist._knowing_the_user(job, [pair], [pair.residual])
+    pair = Pair(Stretch(speech + noise, None), speech)
+    first = material._knowing_the_user(job, [pair], [pair.residual])
     assert (first is not None) is begins
     if first is not None:
         told = network.for_user([speech], [noise], keeps_others=others == "keep")

@@ -42,7 +42,9 @@ def main() -> int:
     from ..errors import PseError
     from ..job import REST
     from ..model_format import write_whole
-    from .specialist import Job, as_int16, personalize
+    from .job import Job
+    from .material import as_int16
+    from .specialist import personalize
     torch.set_num_threads(settings["threads"])
     torch.set_flush_denormal(True)
 
