@@ -12,6 +12,7 @@ import os
 # onnxruntime reports to its vendor unless this is set before its first import; recordings and habits stay here.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+from .child import Progress  # noqa: E402
 from .enhancer import Enhancer  # noqa: E402
 from .errors import (  # noqa: E402
     AudioError,
@@ -23,7 +24,7 @@ from .errors import (  # noqa: E402
     PseError,
     SettingsError,
 )
-from .job import METHODS, OTHERS, Progress  # noqa: E402
+from .job import METHODS, OTHERS  # noqa: E402
 from .report import Report  # noqa: E402
 from .together import process_together  # noqa: E402
 

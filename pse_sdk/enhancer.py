@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike
 from .arguments import as_path
 from .audio import as_float32, check_scale, count_beyond
 from .audio_file import AudioReader
+from .child import Progress
 from .config import MODELS, SIZES
 from .errors import AudioError, ModelFileError, SettingsError
-from .job import Progress, run_job
+from .job import run_job
 from .model_format import ModelInfo, write_whole
 from .onnx_denoiser import OnnxDenoiser
 from .recordings import Source

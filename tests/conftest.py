@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pse_sdk import Enhancer
-from pse_sdk.job import GIVE_WAY
+from pse_sdk.child import GIVE_WAY
 from pse_sdk.model_format import ModelInfo
 
 # before torch is imported: beside other programs, tests whose threads spin would take ten times as long

@@ -4,8 +4,8 @@ import time
 import pytest
 import torch
 
+from pse_sdk.checkpoint_file import CHECKPOINT_HEADER
 from pse_sdk.config import STFT
-from pse_sdk.job import CHECKPOINT_HEADER
 from pse_sdk.training import fit as fit_module
 from pse_sdk.training.fit import Checkpoint, FitConfig, contrast_loss, fit, items_loss
 from pse_sdk.training.network import build_network

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pse_sdk import Enhancer, arguments, job
+from pse_sdk import Enhancer, arguments, checkpoint_file, child, job, selection
 from pse_sdk.enhancer import generalist
 from pse_sdk.errors import (
     AudioError,
@@ -61,8 +61,8 @@ def temporary_files(tmp_path, monkeypatch):
 @pytest.fixture
 def written(monkeypatch) -> list[str]:
     """Names of the sounds that the child process was given, call after call."""
-    names, run = [], job._run_child
-    monkeypatch.setattr(job, "_run_child", lambda folder, *rest: (
+    names, run = [], job.run_child
+    monkeypatch.setattr(job, "run_child", lambda folder, *rest: (
         names.extend(sorted(path.name for path in folder.glob("*-*.npy"))), run(folder, *rest)))
     return names
 
@@ -342,7 +342,7 @@ def test_training_gives_way_when_asked_to(hum):
     def look(progress):
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
         if progress.stage == "analyse":
-            seen.extend(os.getpriority(os.PRIO_PROCESS, int(child)) for child in children.read_text().split())
+            seen.extend(os.getpriority(os.PRIO_PROCESS, int(pid)) for pid in children.read_text().split())
     Enhancer.personalize([hum], size="tiny", budget_seconds=30, nice=5, on_progress=look)
     assert max(seen) >= os.nice(0) + 5
 
@@ -370,7 +370,7 @@ def test_a_killed_training_process_is_one_line_of_our_own(hum, monkeypatch):
             super().__init__(*args, **keywords)
             time.sleep(0.2)
             self.send_signal(signal.SIGKILL)
-    monkeypatch.setattr(job.subprocess, "Popen", Killed)
+    monkeypatch.setattr(child.subprocess, "Popen", Killed)
     with pytest.raises(PersonalizationError, match="unchanged"):
         Enhancer.personalize([hum], size="tiny", budget_seconds=30)
 
@@ -405,7 +405,7 @@ def test_a_clock_that_is_set_changes_no_budget(hum, monkeypatch):
 def test_a_training_process_that_cannot_start_is_said_in_our_own_words(hum, monkeypatch):
     def full(*_, **__):
         raise OSError(12, "Cannot allocate memory")
-    monkeypatch.setattr(job.subprocess, "Popen", full)
+    monkeypatch.setattr(child.subprocess, "Popen", full)
     with pytest.raises(PersonalizationError, match="Cannot allocate memory.*unchanged"):
         Enhancer.personalize([hum])
 
@@ -418,7 +418,7 @@ def test_a_packed_application_is_not_started_again(hum, monkeypatch):
 
 @pytest.mark.parametrize("line", [b"onednn_verbose,v1,info\n", b"3\n", b"\xff\n", b"null\n", b"\n"])
 def test_what_a_library_prints_is_no_message(line):
-    assert job._message(line) == {}
+    assert child._message(line) == {}
 
 
 def test_a_temporary_folder_that_cannot_be_made_is_said_in_our_own_words(hum, monkeypatch, tmp_path):
@@ -430,7 +430,7 @@ def test_a_temporary_folder_that_cannot_be_made_is_said_in_our_own_words(hum, mo
 def test_a_full_disk_is_said_in_our_own_words_and_leaves_nothing(hum, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(job.np, "save", full)
+    monkeypatch.setattr(child.np, "save", full)
     with pytest.raises(PersonalizationError, match="No space left.*TMPDIR"):
         Enhancer.personalize([hum])
 
@@ -471,28 +471,28 @@ def test_of_hours_those_minutes_are_used_in_which_something_happens():
     spoken, steady = minutes(2, 5.0, rng), minutes(9, 0.0, rng)
     recordings = [Recording(np.concatenate([steady, spoken, steady]), "long", ("clipped",)),
                   Recording(minutes(1, 5.0, rng), "short", ("hummed",))]
-    (first, second), [note] = job.at_most(recordings, 180)
+    (first, second), [note] = selection.at_most(recordings, 180)
     assert np.array_equal(first.samples, spoken) and first.notes == ("clipped",)
     assert second.samples is not recordings[1].samples and second.seconds == 60 and second.notes == ("hummed",)
     assert "of 21.0 minutes of recordings 3.0 were used" in note
-    assert job.at_most(recordings[1:], 180) == (recordings[1:], ())
+    assert selection.at_most(recordings[1:], 180) == (recordings[1:], ())
 
 
 def test_of_hours_of_speech_minutes_are_used_from_everywhere():
     rng = np.random.default_rng(0)
     recordings = [Recording(minutes(1, 5.0, rng), str(i)) for i in range(20)]
-    kept, _ = job.at_most(recordings, 300)
+    kept, _ = selection.at_most(recordings, 300)
     assert [recording.seconds for recording in kept] == [60.0] * 5
     assert [int(recording.name) for recording in kept] == [1, 5, 9, 13, 17]
     messages = [Recording(minutes(1, 5.0, rng)[:3 * RATE], str(i)) for i in range(300)]
-    kept, [note] = job.at_most([Recording(minutes(30, 0.0, rng), "steady"), *messages], 600)
+    kept, [note] = selection.at_most([Recording(minutes(30, 0.0, rng), "steady"), *messages], 600)
     assert sum(recording.seconds for recording in kept) == 600
     assert "of 45.0 minutes of recordings 10.0 were used" in note
     assert {kept[0].name, kept[-1].name} <= {"0", "1", "298", "299"}
     long = Recording(minutes(20, 5.0, rng), "long")
-    assert sum(recording.seconds for recording in job.at_most([long], 290)[0]) <= 290
+    assert sum(recording.seconds for recording in selection.at_most([long], 290)[0]) <= 290
     silent = Recording(np.zeros(3000 * RATE, np.float32), "silent")
-    assert 1 <= sum(recording.seconds for recording in job.at_most([silent], 290)[0]) <= 290
+    assert 1 <= sum(recording.seconds for recording in selection.at_most([silent], 290)[0]) <= 290
 
 
 def test_what_is_wrong_with_other_sounds_names_the_argument(hum):
@@ -554,22 +554,23 @@ def test_notes_name_recordings_by_their_place_in_what_was_given(hum, monkeypatch
     assert [note.split(": ")[0] for note in report.notes if "clipped" in note] == ["recording 4"]
 
 
-@pytest.mark.skipif(job.fcntl is None, reason="needs locks of files")
+@pytest.mark.skipif(checkpoint_file.fcntl is None, reason="needs locks of files")
 def test_two_personalizations_never_share_a_checkpoint(hum, tmp_path):
     checkpoint = tmp_path / "me.checkpoint"
-    with job._alone_at(checkpoint), pytest.raises(SettingsError, match="another personalization writes there now"):
+    with (checkpoint_file.alone_at(checkpoint),
+          pytest.raises(SettingsError, match="another personalization writes there now")):
         Enhancer.personalize([hum], checkpoint=checkpoint)
-    with job._alone_at(checkpoint):
+    with checkpoint_file.alone_at(checkpoint):
         pass
     assert not list(tmp_path.glob("*me.checkpoint*"))
 
 
-@pytest.mark.skipif(job.fcntl is None, reason="needs locks of files")
+@pytest.mark.skipif(checkpoint_file.fcntl is None, reason="needs locks of files")
 def test_where_files_cannot_be_locked_there_is_no_lock(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(37, "No locks available")
-    monkeypatch.setattr(job.fcntl, "flock", no_locks)
-    with pytest.raises(OSError, match="of the work itself"), job._alone_at(tmp_path / "me.checkpoint"):
+    monkeypatch.setattr(checkpoint_file.fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="of the work itself"), checkpoint_file.alone_at(tmp_path / "me.checkpoint"):
         raise OSError("of the work itself")
     assert not list(tmp_path.glob("*me.checkpoint*"))
 
@@ -592,7 +593,7 @@ def test_what_a_teacher_returns_beside_numbers_is_counted(hum):
 @needs_models
 def test_a_checkpoint_outlives_a_call_that_trained_nothing(hum, tmp_path):
     checkpoint = tmp_path / "me.checkpoint"
-    checkpoint.write_bytes(job.CHECKPOINT_HEADER + b"of hours")
+    checkpoint.write_bytes(checkpoint_file.CHECKPOINT_HEADER + b"of hours")
     (tmp_path / ".me.checkpoint.1-2.partial").write_bytes(b"half")
     Enhancer.personalize([hum], size="tiny", budget_seconds=30, checkpoint=checkpoint)
     assert checkpoint.read_bytes().endswith(b"of hours") and not list(tmp_path.glob("*.partial"))
@@ -601,12 +602,12 @@ def test_a_checkpoint_outlives_a_call_that_trained_nothing(hum, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
 def test_a_pipe_in_the_place_of_an_abandoned_job_is_left_alone(temporary_files):
-    folder = temporary_files / f"{job.FOLDER_PREFIX}x"
+    folder = temporary_files / f"{child.FOLDER_PREFIX}x"
     folder.mkdir()
-    os.mkfifo(folder / job.IN_USE)
-    job._remove_abandoned()
+    os.mkfifo(folder / child.IN_USE)
+    child.remove_abandoned()
     assert folder.exists()
-    (folder / job.IN_USE).unlink()
+    (folder / child.IN_USE).unlink()
     folder.rmdir()
 
 
@@ -626,17 +627,17 @@ def test_many_short_messages_are_learnt_from_and_one_is_too_short(reader_recordi
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX locks")
 def test_recordings_of_processes_that_were_all_killed_are_removed_by_the_next_call(hum, temporary_files):
-    code = ("import os, signal, sys, tempfile\nfrom pse_sdk import job\ntempfile.tempdir = sys.argv[1]\n"
-            "folder, in_use = job._new_folder()\n(folder / 'recording-00000.npy').write_bytes(b'a voice')\n"
+    code = ("import os, signal, sys, tempfile\nfrom pse_sdk import child\ntempfile.tempdir = sys.argv[1]\n"
+            "folder, in_use = child.new_folder()\n(folder / 'recording-00000.npy').write_bytes(b'a voice')\n"
             "print('ready', flush=True)\nsys.stdin.read()")
     other = subprocess.Popen([sys.executable, "-c", code, str(temporary_files)], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"ready\n"
-    job._remove_abandoned()
+    child.remove_abandoned()
     [left] = temporary_files.glob("pse-*/*.npy")        # it is still at work
     other.kill()
     other.communicate()
-    job._remove_abandoned()
+    child.remove_abandoned()
     assert not left.parent.exists()
 
 

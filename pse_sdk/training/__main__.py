@@ -39,8 +39,8 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, args=(folder, os.getppid()), daemon=True).start()
     import torch
 
+    from ..child import REST
     from ..errors import PseError
-    from ..job import REST
     from ..model_format import write_whole
     from .job import Job
     from .material import as_int16

@@ -14,8 +14,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from ..checkpoint_file import CHECKPOINT_HEADER
 from ..errors import ModelFileError
-from ..job import CHECKPOINT_HEADER
 from ..model_format import write_whole
 from .losses import compressed_spectrum_loss, negative_snr_db, power, spectrogram
 from .muon import optimizers
